@@ -1,0 +1,44 @@
+"""Probabilistic calculus for PyTorch: numbers with error bars, and a verdict.
+
+Names are loaded when first used, so that ``import probcalc`` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Estimate": "probcalc.result",
+    "EstimateWarning": "probcalc.status",
+    "Solution": "probcalc.result",
+    "Status": "probcalc.status",
+    "LBFGS": "probcalc.optimization.lbfgs",
+    "minimize": "probcalc.optimization.minimize",
+    "FullRank": "probcalc.inference.guides",
+    "GaussianMixture": "probcalc.inference.guides",
+    "MeanField": "probcalc.inference.guides",
+    "Target": "probcalc.inference.target",
+    "Posterior": "probcalc.inference.posterior",
+    "load_posterior": "probcalc.inference.posterior",
+    "SampleAverage": "probcalc.inference.fit",
+    "fit": "probcalc.inference.fit",
+    "laplace": "probcalc.inference.laplace",
+    "maximum_a_posteriori": "probcalc.inference.maximum_likelihood",
+}
+
+__all__ = sorted([*_HOME, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'probcalc' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,44 @@
+"""Random numbers from one seed a call.
+
+A public function draws one seed from its `generator` (None: torch's default one) and derives
+every stream that it needs from that seed, so that the caller's generator advances by one draw
+whatever the work's size, and the same seed gives the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_SEED_RANGE = 2**62  # stays inside int64 after the stream number is mixed in
+_MIX = 0x9E3779B97F4A7C15  # golden-ratio increment of SplitMix64 (Steele et al. 2014)
+
+
+def draw_seed(generator: torch.Generator | None) -> int:
+    """One seed, taken from the generator (None: torch's default generator)."""
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(_SEED_RANGE, (), generator=generator, device=device))
+
+
+def child(seed: int, stream: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Generator number `stream` of a seed; different streams are unrelated."""
+    mixed = (seed + (stream + 1) * _MIX) % 2**64
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2**64
+    return torch.Generator(device).manual_seed((mixed ^ (mixed >> 31)) % 2**63)
+
+
+@contextmanager
+def forked(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Run code that draws from torch's default generator, leaving that generator untouched.
+
+    The only place in the library that seeds it: for user models whose samplers take no
+    generator.
+    """
+    device = torch.device(device)
+    devices = [device] if device.type != "cpu" else []
+    with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
+        torch.manual_seed(seed % 2**63)
+        yield

@@ -1,0 +1,177 @@
+"""A density of one vector, run as value, gradient and by-products over a batch of vectors.
+
+`trace` runs the Python function once under `make_fx`, differentiates and batches the resulting
+graph, and afterwards never calls the function again: a hundred rows cost what one did. The
+graph is compared with the function at fresh points, because a trace silently freezes whatever
+leaves torch (NumPy, `.item()`, random draws).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx
+from torch.func import functionalize, grad_and_value, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from probcalc.differentiation.graph import (
+    integers,
+    is_random,
+    keep_outputs,
+    mutates,
+    node_values,
+    promoted,
+    simplify,
+    with_free_rows,
+)
+
+# fn(z): (d,) -> (scalar, by-product of any one shape)
+Density = Callable[[Tensor], tuple[Tensor, Tensor]]
+_LIVE_VALUES = 4  # of the widest size that a gradient holds at a time, roughly
+_PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
+
+
+@dataclass(frozen=True, eq=False)
+class BatchedDensity:
+    """Value, gradient and by-product of a density over rows; `how` says by which route."""
+
+    value: Callable[[Tensor], Tensor]
+    value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]]
+    by_product: Callable[[Tensor], Tensor]
+    how: str
+    row_bytes: int = 2**20  # memory that one row takes at the widest place
+    is_promoted: bool = False  # the function has constants of lower precision, the graph has not
+
+
+class TraceError(RuntimeError):
+    """A function cannot be represented by a traced graph; the message says why."""
+
+
+def trace(fn: Density, example: Float[Tensor, " d"]) -> BatchedDensity:
+    """Trace, differentiate and batch a density.
+
+    Args:
+        fn: ``fn(z)`` with ``z`` of shape ``(d,)`` returns a scalar and a by-product.
+        example: A point where the function is finite.
+
+    Returns:
+        The batched density, not yet compared with the function (see `agrees`).
+
+    Raises:
+        TraceError: Where the trace fails (control flow on a value) or would freeze random draws.
+    """
+    raw = _graph_of(fn, example)
+    if is_random(raw.graph):
+        raise TraceError("the function draws random numbers")
+    if mutates(raw.graph):
+        raw = _graph_of(functionalize(raw), example)
+    raw, is_promoted = promoted(raw, example.dtype)
+    single = simplify(raw, example)
+    batch_fn = vmap(grad_and_value(lambda z: tuple(single(z)), has_aux=True))
+    rows = _unused_prime(single, example)
+    points = example.expand(rows, -1).contiguous()
+    batched = _graph_of(batch_fn, points)
+    # outputs: grad, (value, by-product)
+    flat = with_free_rows(simplify(_flattened(batched), points, rows=rows), rows)
+    gradient = keep_outputs(flat, 1, 0)
+    value, by_product = keep_outputs(flat, 1), keep_outputs(flat, 2)
+    return BatchedDensity(
+        value, gradient, by_product, "traced graph", _widest(single, example), is_promoted
+    )
+
+
+def _graph_of(fn: Callable[..., Any], example: Tensor) -> fx.GraphModule:
+    try:
+        return make_fx(fn)(example)
+    except Exception as error:  # whatever the user's function raises under tracing
+        reason = str(error).splitlines()[0] if str(error) else "no message"
+        raise TraceError(f"{type(error).__name__}: {reason}") from error
+
+
+def untraced(fn: Density) -> BatchedDensity:
+    """The same interface by calling the Python function once a row: right, and slow."""
+
+    def value_and_grad(points: Tensor) -> tuple[Tensor, Tensor]:
+        values, grads = [], []
+        for row in points.detach():
+            leaf = row.clone().requires_grad_()
+            value = fn(leaf)[0]
+            grads.append(torch.autograd.grad(value, leaf)[0])
+            values.append(value.detach())
+        return torch.stack(values), torch.stack(grads)
+
+    return BatchedDensity(
+        lambda points: torch.stack([fn(z)[0] for z in points]),
+        value_and_grad,
+        lambda points: torch.stack([fn(z)[1] for z in points]),
+        "untraced calls",
+    )
+
+
+def compiled(density: BatchedDensity) -> BatchedDensity:
+    """The same density through `torch.compile`, which takes seconds at its first call."""
+    compile_ = torch.compile
+    return BatchedDensity(
+        compile_(density.value, dynamic=True),
+        compile_(density.value_and_grad, dynamic=True),
+        compile_(density.by_product, dynamic=True),
+        "compiled graph",
+        density.row_bytes,
+        density.is_promoted,
+    )
+
+
+def agrees(density: BatchedDensity, fn: Density, points: Float[Tensor, "n d"]) -> bool:
+    """Does the batched density equal the function at these rows, value and by-product?
+
+    Gradients need no comparison of their own: they were derived from the same graph. The
+    tolerance is a rounding error, since the order of sums may differ: that of float32 where the
+    function computes partly in it and the graph does not.
+    """
+    expected, products = zip(*(fn(z) for z in points), strict=True)
+    dtype = torch.float32 if density.is_promoted else points.dtype
+    rtol = torch.finfo(dtype).eps ** 0.75
+    expected = torch.stack(expected).to(points.dtype)
+    return _close(density.value(points), expected, rtol) and _close(
+        density.by_product(points), torch.stack(products), rtol
+    )
+
+
+def _close(a: Tensor, b: Tensor, rtol: float) -> bool:
+    scale = float(b.abs().nan_to_num(0.0, 0.0, 0.0).max()) if b.numel() else 0.0
+    return torch.allclose(a, b, rtol=rtol, atol=rtol * max(1.0, scale), equal_nan=True)
+
+
+def _flattened(module: fx.GraphModule) -> fx.GraphModule:
+    output = next(n for n in module.graph.nodes if n.op == "output")
+    grad, (value, by_product) = output.args[0][0], _rest(output.args[0])
+    output.args = ((grad, value, by_product),)
+    module.graph.set_codegen(fx.graph.CodeGen())
+    module.recompile()
+    return module
+
+
+def _rest(outputs: tuple) -> tuple:
+    rest = outputs[1:]
+    return rest[0] if len(rest) == 1 else rest
+
+
+def _widest(module: fx.GraphModule, example: Tensor) -> int:
+    values = node_values(module, example).items()
+    sizes = [v.nbytes for node, v in values if torch.is_tensor(v) and node.op == "call_function"]
+    return _LIVE_VALUES * max([example.nbytes, *sizes])
+
+
+def _unused_prime(module: fx.GraphModule, example: Tensor) -> int:
+    sizes = integers(module.graph)
+    for value in node_values(module, example).values():
+        for tensor in value if isinstance(value, (tuple, list)) else (value,):
+            sizes.update(tensor.shape if torch.is_tensor(tensor) else ())
+    for prime in _PRIMES:
+        if all(size % prime or size == 0 or size > 2**40 for size in sizes):
+            return prime
+    raise TraceError("no batch size that differs from every size in the function")

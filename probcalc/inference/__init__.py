@@ -1,0 +1,1 @@
+"""Posteriors: from a model to moments with error bars and a verdict."""

@@ -1,0 +1,146 @@
+"""From a proposal to a `Posterior`: weigh it until its moments are known, then judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from probcalc.inference.importance import Proposal, WeightedDraws, weighted_draws
+from probcalc.inference.moments import weighted_mean, weighted_std
+from probcalc.inference.posterior import Posterior
+from probcalc.inference.target import Target
+from probcalc.integration.tails import khat_limit
+from probcalc.status import Status
+
+Progress = Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What weighing may cost and what it is to reach.
+
+    Args:
+        num_replicates: Independent randomisations behind every error bar.
+        num_draws: First draws a replicate.
+        max_evals: Most evaluations of the log density.
+        tolerance: Half-width of means and sds at which to stop, in posterior sds.
+        confidence: Of the half-width.
+    """
+
+    num_replicates: int = 8
+    num_draws: int = 512
+    max_evals: int = 2**17
+    tolerance: float = 0.02
+    confidence: float = 0.99
+
+
+def assess(
+    target: Target,
+    draws: WeightedDraws,
+    budget: Budget,
+    generator: torch.Generator,
+    *,
+    method: str,
+    seed: int,
+    num_evals: int,
+    status: Status = Status.OK,
+    reasons: tuple[str, ...] = (),
+    progress: Progress | None = None,
+) -> Posterior:
+    """Extend the draws to the tolerance and give the verdict.
+
+    Args:
+        target: What is approximated.
+        draws: First draws of the proposal.
+        budget: When to stop.
+        generator: Of further draws.
+        method: How the proposal was found, in words.
+        seed: The run's seed.
+        num_evals: Spent so far, these draws included.
+        status: Flags so far.
+        reasons: Their reasons.
+        progress: Called with a stage and the evaluations spent.
+    """
+    while True:
+        x = target.constrained_vector(draws.z)
+        wanted = draws.num_evals < budget.max_evals and _trusted(draws)
+        if not wanted or _bar(x, draws, budget) <= budget.tolerance:
+            break
+        before = draws
+        draws = weighted_draws(
+            target.log_density,
+            draws.guide,
+            draws.params,
+            num_replicates=budget.num_replicates,
+            num_draws=draws.z.shape[1],
+            generator=generator,
+            before=before,
+        )
+        num_evals += draws.num_evals - before.num_evals
+        if progress:
+            progress("weighing", num_evals)
+    flags, why = _judgement(draws)
+    return Posterior(
+        layout=target.layout,
+        guide=draws.guide,
+        params=draws.params,
+        z=draws.z,
+        x=x,
+        log_ratios=draws.log_ratios,
+        log_weights=draws.log_weights,
+        khat=draws.khat,
+        status=status | flags,
+        reasons=(*reasons, *why),
+        num_evals=num_evals,
+        method=method,
+        confidence=budget.confidence,
+        seed=seed,
+        target=target,
+    )
+
+
+def first_draws(
+    target: Target,
+    guide: Proposal,
+    params: dict[str, Tensor],
+    budget: Budget,
+    generator: torch.Generator,
+) -> WeightedDraws:
+    """Weigh the first draws of a proposal."""
+    d = target.dim
+    num_draws = max(budget.num_draws, 4 * d)  # enough for matched second moments
+    return weighted_draws(
+        target.log_density,
+        guide,
+        params,
+        num_replicates=budget.num_replicates,
+        num_draws=num_draws + num_draws % 2,
+        generator=generator,
+    )
+
+
+def _trusted(draws: WeightedDraws) -> bool:
+    return draws.khat <= khat_limit(draws.num_evals)
+
+
+def _bar(x: Tensor, draws: WeightedDraws, budget: Budget) -> float:
+    w = draws.weights
+    std = weighted_std(x, w, budget.confidence)
+    mean = weighted_mean(x, w, budget.confidence)
+    spread = std.value.clamp(min=1e-300)
+    constant = std.value <= 1e-12 * mean.value.abs()  # such as the diagonal of a correlation
+    bars = torch.maximum(mean.error, std.error) / spread
+    return float(torch.where(constant, 0.0, bars).max())
+
+
+def _judgement(draws: WeightedDraws) -> tuple[Status, tuple[str, ...]]:
+    limit = khat_limit(draws.num_evals)
+    if not bool(draws.log_weights.isfinite().any()):
+        return Status.NON_FINITE, ("the log density is not finite at any draw of the guide",)
+    if not _trusted(draws):
+        why = f"k-hat {draws.khat:.2f} is above {limit:.2f}: the weights cannot be trusted"
+        return Status.UNRELIABLE_WEIGHTS, (why,)
+    return Status.OK, ()

@@ -1,0 +1,114 @@
+r"""Importance sampling from a Gaussian proposal: weights, evidence, and a better proposal.
+
+    E_p[h] ≈ Σ W_i h(z_i),   W ∝ p(z)/q(z) smoothed,   log Z ≈ log mean p(z)/q(z)
+
+Draws are moment matched in independent replicates, so a Gaussian density gives equal weights and
+exact moments. The proposal is refitted to the weighted moments while that lowers k̂ (adaptive
+importance sampling; Cappé, Douc, Guillin, Marin & Robert 2008).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probcalc.inference.guides import FullRank, GaussianMixture
+from probcalc.integration.quasi_monte_carlo import matched_normal_draws
+from probcalc.integration.tails import smoothed_log_weights
+from probcalc.linalg import cholesky_or_none, symmetric
+
+Proposal = FullRank | GaussianMixture
+_DRAWS_PER_DIMENSION = 10  # effective draws a dimension below which no covariance is refitted
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedDraws:
+    """Draws of a proposal in `r` independent replicates of `n`, with their log ratios p/q."""
+
+    z: Float[Tensor, "r n d"]
+    log_ratios: Float[Tensor, "r n"]
+    log_weights: Float[Tensor, "r n"]
+    khat: float
+    guide: Proposal
+    params: dict[str, Tensor]
+
+    @property
+    def weights(self) -> Float[Tensor, "r n"]:
+        """Smoothed weights, summing to one over all draws."""
+        return self.log_weights.flatten().softmax(dim=0).view_as(self.log_weights)
+
+    @property
+    def effective_size(self) -> float:
+        """1/ΣW², the number of equal weights that would be worth the same."""
+        return float(1.0 / self.weights.square().sum())
+
+    @property
+    def num_evals(self) -> int:
+        """Evaluations of the log density."""
+        return self.log_ratios.numel()
+
+
+def weighted_draws(
+    log_density: Callable[[Tensor], Tensor],
+    guide: Proposal,
+    params: dict[str, Tensor],
+    *,
+    num_replicates: int,
+    num_draws: int,
+    generator: torch.Generator,
+    before: WeightedDraws | None = None,
+) -> WeightedDraws:
+    """Draw from the proposal and weigh.
+
+    Args:
+        log_density: Of rows ``(..., d)``.
+        guide: Proposal family.
+        params: Its parameters.
+        num_replicates: Independent randomisations.
+        num_draws: Draws in each, an even multiple of the components.
+        generator: Source of randomness.
+        before: Draws of the same proposal to extend.
+    """
+    d = params["loc"].shape[-1]
+    k = guide.num_components if isinstance(guide, GaussianMixture) else 1
+    eps = matched_normal_draws(
+        num_replicates * k, num_draws // k, d, generator=generator, dtype=params["loc"].dtype
+    )
+    z, log_q = guide.transform(params, eps.reshape(num_replicates, -1, d))
+    log_ratios = (log_density(z) - log_q).nan_to_num(nan=-torch.inf)
+    if before is not None:
+        z = torch.cat([before.z, z], dim=1)
+        log_ratios = torch.cat([before.log_ratios, log_ratios], dim=1)
+    smoothed, khat = smoothed_log_weights(log_ratios.flatten())
+    return WeightedDraws(z, log_ratios, smoothed.view_as(log_ratios), float(khat), guide, params)
+
+
+def refitted(draws: WeightedDraws) -> dict[str, Tensor] | None:
+    """Proposal parameters that match the weighted moments, or None where they are too noisy."""
+    d = draws.z.shape[-1]
+    k = draws.guide.num_components if isinstance(draws.guide, GaussianMixture) else 1
+    if draws.effective_size < _DRAWS_PER_DIMENSION * d * k:
+        return None
+    z, w = draws.z.reshape(-1, d), draws.weights.flatten()
+    if k == 1:
+        loc, scale_tril = _moments(z, w)
+        return None if scale_tril is None else {"loc": loc, "scale_tril": scale_tril}
+    log_parts = draws.guide.component_log_prob(draws.params, z)  # (k, s)
+    responsibility = log_parts.softmax(dim=0) * w
+    parts = [_moments(z, r / r.sum()) for r in responsibility]
+    if any(tril is None for _, tril in parts):
+        return None
+    locs, trils = zip(*parts, strict=True)
+    return {"loc": torch.stack(locs), "scale_tril": torch.stack(trils)}
+
+
+def _moments(
+    z: Float[Tensor, "s d"], w: Float[Tensor, " s"]
+) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"] | None]:
+    loc = w @ z
+    centred = z - loc
+    return loc, cholesky_or_none(symmetric(centred.mT @ (centred * w[:, None])))

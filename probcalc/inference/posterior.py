@@ -1,0 +1,367 @@
+"""`Posterior`: what is known about the parameters, how well, and whether to believe it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from probcalc._random import child, draw_seed
+from probcalc._table import text_table
+from probcalc._tree import Layout
+from probcalc.inference.flat_model import Values
+from probcalc.inference.guides import GUIDES, Guide
+from probcalc.inference.moments import (
+    kept_unless_moved,
+    weighted_covariance,
+    weighted_mean,
+    weighted_quantile,
+    weighted_std,
+)
+from probcalc.inference.target import Target
+from probcalc.integration.tails import khat_limit
+from probcalc.result import Estimate, format_with_error
+from probcalc.status import Status
+
+_FORMAT = 1
+# flags under which weighted draws carry no usable error bar
+_NO_BAR = Status.UNRELIABLE_WEIGHTS | Status.IMPROPER | Status.UNBOUNDED | Status.NON_FINITE
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Posterior:
+    """A guide, weighted draws that correct it, and a verdict.
+
+    Moments are the guide's own where the weights move them by less than their noise, and the
+    weighted ones elsewhere; every one is an `Estimate`. Where the status says that the weights
+    cannot be trusted, error bars are infinite.
+
+    Args:
+        layout: Names and shapes of the constrained values.
+        guide: Family of the approximation on the unconstrained space.
+        params: Its parameters.
+        z: Draws of the guide, ``(r, n, d)``, in r independent replicates.
+        x: The same draws as constrained values, ``(r, n, p)``, columns as `names`.
+        log_ratios: Log p(data, z) − log q(z), ``(r, n)``.
+        log_weights: The same, Pareto smoothed.
+        khat: Shape of the ratios' tail.
+        status: Flags.
+        reasons: The verdict's reasons, in words.
+        num_evals: Evaluations of the log density, with or without gradient.
+        method: What was done.
+        confidence: Of all error bars.
+        seed: From which every draw came.
+        target: What was approximated; None where loaded from a file without it.
+    """
+
+    layout: Layout
+    guide: Guide
+    params: dict[str, Tensor]
+    z: Float[Tensor, "r n d"]
+    x: Float[Tensor, "r n p"]
+    log_ratios: Float[Tensor, "r n"]
+    log_weights: Float[Tensor, "r n"]
+    khat: float
+    status: Status
+    reasons: tuple[str, ...]
+    num_evals: int
+    method: str
+    confidence: float = 0.99
+    seed: int = 0
+    target: Target | None = field(default=None, compare=False)
+
+    @property
+    def ok(self) -> bool:
+        """No flag stands."""
+        return self.status == Status.OK
+
+    @property
+    def verdict(self) -> str:
+        """``good``, ``corrected`` (the weights moved a moment) or ``unreliable`` (flagged)."""
+        if not self.ok:
+            return "unreliable"
+        return "corrected" if self._is_corrected else "good"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One name a constrained entry."""
+        return self.layout.labels
+
+    @property
+    def mean(self) -> dict[str, Estimate]:
+        """Posterior mean of every site."""
+        return self._by_site(self._mean)
+
+    @property
+    def std(self) -> dict[str, Estimate]:
+        """Posterior standard deviation of every site."""
+        return self._by_site(self._std)
+
+    @property
+    def covariance(self) -> Estimate:
+        """Posterior covariance of all constrained entries, in the order of `names`."""
+        weighted = weighted_covariance(self.x, self._weights, self.confidence)
+        plain = weighted_covariance(self.x, self._equal_weights, self.confidence).value
+        std = plain.diagonal().sqrt()
+        return self._judged(plain, weighted, std[:, None] * std)[0]
+
+    def quantile(self, level: float) -> dict[str, Estimate]:
+        """Posterior quantile of every site, elementwise.
+
+        Raises:
+            ValueError: If `level` is not strictly between 0 and 1.
+        """
+        if not 0.0 < level < 1.0:
+            raise ValueError(f"`level` must lie strictly between 0 and 1, got {level}.")
+        weighted = weighted_quantile(self.x, self._weights, level, self.confidence)
+        plain = weighted_quantile(self.x, self._equal_weights, level, self.confidence)
+        return self._by_site(self._judged(plain.value, weighted, self._plain_std)[0])
+
+    def expect(self, fn: Callable[[Values], Tensor]) -> Estimate:
+        """Posterior expectation of a function of the constrained values.
+
+        Args:
+            fn: Takes a dict of tensors with the draws along the first axis, and returns one
+                value a draw, shape ``(n, *out)``.
+
+        Raises:
+            ValueError: If the result does not have the draws along its first axis.
+        """
+        r, n, p = self.x.shape
+        h = fn(self.layout.unflatten(self.x.reshape(-1, p)))
+        if not torch.is_tensor(h) or h.ndim < 1 or h.shape[0] != r * n:
+            got = tuple(h.shape) if torch.is_tensor(h) else type(h).__name__
+            raise ValueError(
+                f"the function must return shape ({r * n}, *out) for {r * n} draws, got {got}."
+            )
+        h = h.to(self.x.dtype).reshape(r, n, *h.shape[1:])
+        weighted = weighted_mean(h, self._weights, self.confidence)
+        return self._judged(h.mean(dim=(0, 1)), weighted, h.std(dim=(0, 1)))[0]
+
+    @property
+    def elbo(self) -> Estimate:
+        """Evidence lower bound of the guide, in nats."""
+        values = self.log_ratios.mean(dim=1)
+        return Estimate.from_replicates(
+            values, confidence=self.confidence, num_evals=self.log_ratios.numel(), method="ELBO"
+        )
+
+    @property
+    def log_evidence(self) -> Estimate:
+        """Log of the integral of the target, by importance sampling, in nats."""
+        r, n = self.log_weights.shape
+        value = self.log_weights.flatten().logsumexp(dim=0) - math.log(r * n)
+        relative = weighted_mean(
+            torch.exp(self.log_weights - value), self._equal_weights, self.confidence
+        )
+        rounding = torch.finfo(value.dtype).eps * value.abs()
+        bar = replace(relative, value=value, error=relative.error + rounding)
+        return self._flagged(replace(bar, method="importance sampling", num_evals=r * n))
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Values:
+        """Draws of constrained values that have the reported moments.
+
+        From the guide where its weights correct nothing; otherwise a systematic resample of the
+        weighted draws, which repeats draws when `n` is large against their number.
+
+        Raises:
+            ValueError: If `n` is below 1.
+        """
+        if n < 1:
+            raise ValueError(f"`n` must be at least 1, got {n}.")
+        stream = child(draw_seed(generator), 0)
+        if self.target is not None and self.ok and not self._is_corrected:
+            return self.sample_guide(n, stream)
+        points = (torch.arange(n) + torch.rand((), generator=stream)).double() / n
+        cumulative = self._weights.flatten().cumsum(dim=0)
+        index = torch.searchsorted(cumulative, points.to(cumulative) * cumulative[-1])
+        order = torch.randperm(n, generator=stream).to(index.device)
+        rows = self.x.flatten(0, 1)[index.clamp(max=cumulative.numel() - 1)[order]]
+        return self.layout.unflatten(rows)
+
+    def sample_guide(self, n: int, generator: torch.Generator | None = None) -> Values:
+        """Raw draws of the guide, uncorrected, as constrained values.
+
+        Raises:
+            ValueError: If the posterior was loaded without its target.
+        """
+        target = self._needed_target("drawing fresh values")
+        stream = child(draw_seed(generator), 0)
+        d = self.guide.base_dim(self.z.shape[-1])
+        eps = torch.randn(n, d, generator=stream, dtype=self.z.dtype).to(self.z.device)
+        return target.constrain(self.guide.transform(self.params, eps)[0])
+
+    def log_prob(self, values: Values) -> Float[Tensor, " n"]:
+        """Log density of the guide at constrained values, draws along the first axis.
+
+        Raises:
+            ValueError: If the posterior was loaded without its target.
+        """
+        target = self._needed_target("a log density of constrained values")
+        z = target.unconstrain_rows(values)
+        return self.guide.log_prob(self.params, z) - target.log_abs_det_jacobian(z)
+
+    def summary(self) -> str:
+        """Table of means, standard deviations and 90 % intervals, with the verdict below."""
+        header = ["", "mean", "sd", "5 %", "95 %"]
+        columns = [self._mean, self._std, *self._ends]
+        rows = [[name, *(_cell(e, i) for e in columns)] for i, name in enumerate(self.names)]
+        return "\n".join([text_table(header, rows), "", *self.verdict_lines()])
+
+    def verdict_lines(self) -> list[str]:
+        """ELBO, evidence, k̂, cost and verdict, one line each."""
+        limit = khat_limit(self.log_ratios.numel())
+        lines = [
+            f"ELBO          {self.elbo._numbers()}",
+            f"log evidence  {self.log_evidence._numbers()}",
+            f"k-hat         {self.khat:.2f} (reliable below {limit:.2f})",
+            f"evaluations   {self.num_evals:,}",
+            f"method        {self.method}",
+            f"verdict       {self.verdict.upper()}",
+        ]
+        return lines + [f"              {reason}" for reason in self.reasons]
+
+    def __repr__(self) -> str:
+        return f"Posterior of {len(self.names)} values: {self.verdict}\n{self.summary()}"
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file: tensors, and everything else as JSON in its header."""
+        kept = ("z", "x", "log_ratios", "log_weights")
+        tensors = {name: getattr(self, name) for name in kept}
+        tensors |= {f"params.{name}": value for name, value in self.params.items()}
+        family = next(name for name, cls in GUIDES.items() if isinstance(self.guide, cls))
+        record = {
+            "format": _FORMAT,
+            "shapes": {name: list(shape) for name, shape in self.layout.shapes.items()},
+            "guide": family,
+            "settings": {k: v for k, v in vars(self.guide).items()},
+            "khat": self.khat,
+            "status": int(self.status),
+            "reasons": list(self.reasons),
+            "num_evals": self.num_evals,
+            "method": self.method,
+            "confidence": self.confidence,
+            "seed": self.seed,
+        }
+        save_file(
+            {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+            str(path),
+            metadata={"probcalc": json.dumps(record)},
+        )
+
+    def _needed_target(self, purpose: str) -> Target:
+        if self.target is None:
+            raise ValueError(
+                f"{purpose} needs the target; load with `load_posterior(path, target=...)`."
+            )
+        return self.target
+
+    @cached_property
+    def _weights(self) -> Tensor:
+        return self.log_weights.flatten().softmax(dim=0).view_as(self.log_weights)
+
+    @cached_property
+    def _equal_weights(self) -> Tensor:
+        return torch.full_like(self.log_weights, 1.0 / self.log_weights.numel())
+
+    @cached_property
+    def _mean_and_moved(self) -> tuple[Estimate, Tensor]:
+        weighted = weighted_mean(self.x, self._weights, self.confidence)
+        return self._judged(self.x.mean(dim=(0, 1)), weighted, self._plain_std)
+
+    @cached_property
+    def _std_and_moved(self) -> tuple[Estimate, Tensor]:
+        weighted = weighted_std(self.x, self._weights, self.confidence)
+        return self._judged(self._plain_std, weighted, self._plain_std)
+
+    @cached_property
+    def _plain_std(self) -> Tensor:
+        return weighted_std(self.x, self._equal_weights, self.confidence).value
+
+    @property
+    def _mean(self) -> Estimate:
+        return self._mean_and_moved[0]
+
+    @property
+    def _std(self) -> Estimate:
+        return self._std_and_moved[0]
+
+    @cached_property
+    def _is_corrected(self) -> bool:
+        return bool((self._mean_and_moved[1] | self._std_and_moved[1]).any())
+
+    @cached_property
+    def _ends(self) -> tuple[Estimate, Estimate]:
+        ends = (0.05, 0.95)
+        return tuple(
+            weighted_quantile(self.x, self._weights, level, self.confidence) for level in ends
+        )
+
+    def _judged(self, plain: Tensor, weighted: Estimate, scale: Tensor) -> tuple[Estimate, Tensor]:
+        estimate, moved = kept_unless_moved(plain, weighted, scale)
+        named = replace(estimate, num_evals=self.num_evals, method=self.method)
+        return self._flagged(named), moved
+
+    def _flagged(self, estimate: Estimate) -> Estimate:
+        error = estimate.error
+        if self.status & _NO_BAR:
+            error = torch.full_like(error, math.inf)
+        return replace(estimate, error=error, status=int(self.status))
+
+    def _by_site(self, estimate: Estimate) -> dict[str, Estimate]:
+        pieces: dict[str, dict[str, Any]] = {name: {} for name in self.layout.shapes}
+        for attribute in ("value", "error", "std_error"):
+            flat = getattr(estimate, attribute)
+            parts = self.layout.unflatten(flat) if flat is not None else {}
+            for name in pieces:
+                pieces[name][attribute] = parts.get(name)
+        return {name: replace(estimate, **piece) for name, piece in pieces.items()}
+
+
+def load_posterior(path: str | Path, target: Target | None = None) -> Posterior:
+    """Read a posterior that `Posterior.save` wrote.
+
+    Args:
+        path: The file.
+        target: What it approximates; needed only for `log_prob` and fresh draws.
+
+    Raises:
+        ValueError: If the file is not a saved posterior of this format.
+    """
+    with safe_open(str(path), framework="pt") as file:
+        record = json.loads((file.metadata() or {}).get("probcalc", "{}"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if record.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path} is not a saved posterior of format {_FORMAT} "
+            f"(it says {record.get('format')!r})."
+        )
+    params = {k.removeprefix("params."): v for k, v in tensors.items() if k.startswith("params.")}
+    return Posterior(
+        layout=Layout({name: tuple(shape) for name, shape in record["shapes"].items()}),
+        guide=GUIDES[record["guide"]](**record["settings"]),
+        params=params,
+        **{name: tensors[name] for name in ("z", "x", "log_ratios", "log_weights")},
+        khat=record["khat"],
+        status=Status(record["status"]),
+        reasons=tuple(record["reasons"]),
+        num_evals=record["num_evals"],
+        method=record["method"],
+        confidence=record["confidence"],
+        seed=record["seed"],
+        target=target,
+    )
+
+
+def _cell(estimate: Estimate, i: int) -> str:
+    return format_with_error(float(estimate.value[i]), float(estimate.error[i]))

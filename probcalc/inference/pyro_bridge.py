@@ -1,0 +1,224 @@
+"""A Pyro model, unchanged, as a density of one unconstrained vector.
+
+Pyro's handlers run the model; `biject_to` is applied to each latent site's own support where the
+site is met, so that supports may depend on other sites. Discrete sites that Pyro can enumerate
+are summed out. While the model runs, validation is off and Python numbers are float64; both are
+restored afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.utils import _pytree as pytree
+
+from probcalc._random import forked
+from probcalc._tree import Layout
+from probcalc.inference.flat_model import FlatModel, Values, require_inside
+from probcalc.inference.scope import model_scope
+
+_PROTOTYPE_SEED = 0  # of the run that reads the sites; it leaves no mark on any result
+
+
+def from_pyro(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> FlatModel:
+    """Read a Pyro model with its arguments.
+
+    Args:
+        model: Pyro model; its observed data come in as arguments or stand in it.
+        args: Its positional arguments; floating tensors in them are moved and cast.
+        kwargs: Its keyword arguments, likewise.
+        device: Where the latent vector lives.
+        dtype: Of the latent vector.
+
+    Raises:
+        ValueError: No latent sites, a learnable `pyro.param`, a subsampled plate, a discrete
+            site that cannot be enumerated, or a support without a bijection; each names the
+            site and what to do.
+    """
+    args, kwargs = pytree.tree_map(lambda x: _moved(x, device, dtype), (args, kwargs))
+    prototype = _prototype(model, args, kwargs, device, dtype)
+    _refuse_unsupported(prototype)
+    latent, discrete = _latent_sites(prototype)
+    free = Layout({name: _free_shape(site) for name, site in latent.items()})
+    nesting = _plate_nesting(prototype)
+    runnable = model
+    if discrete:
+        runnable = poutine.enum(config_enumerate(model), first_available_dim=-1 - nesting)
+    derived = [
+        name
+        for name, site in prototype.nodes.items()
+        if site["type"] == "sample" and site["infer"].get("_deterministic") and not discrete
+    ]
+    shapes = {n: tuple(prototype.nodes[n]["value"].shape) for n in (*latent, *derived)}
+    layout = Layout(shapes)
+    log_density = partial(_contracted, nesting=nesting) if discrete else _summed
+
+    def density(z: Tensor) -> tuple[Tensor, Tensor]:
+        sites = _Unconstrain(free.unflatten(z))
+        with model_scope(dtype), sites:
+            trace = poutine.trace(runnable).get_trace(*args, **kwargs)
+            log_p = log_density(trace)
+        values = {name: trace.nodes[name]["value"] for name in layout.shapes}
+        flat = layout.flatten(values).to(z.dtype)
+        return log_p.to(z.dtype) + sites.log_det, torch.cat([flat, sites.log_det[None]])
+
+    def terms(z: Tensor) -> dict[str, Tensor]:
+        with model_scope(dtype), _Unconstrain(free.unflatten(z)):
+            trace = poutine.trace(runnable).get_trace(*args, **kwargs)
+            trace.compute_log_prob()
+        sites = [(n, s) for n, s in trace.nodes.items() if s["type"] == "sample"]
+        return {n: s["log_prob"].sum() for n, s in sites if not site_is_subsample(s)}
+
+    def unconstrain(values: Values, check: bool) -> Tensor:
+        reader = _Constrain(values, latent, check)
+        with model_scope(dtype), reader:
+            poutine.trace(runnable).get_trace(*args, **kwargs)
+        return free.flatten(reader.free)
+
+    notes = (f"summed out: {', '.join(discrete)}",) if discrete else ()
+    return FlatModel(density, free.size, layout, unconstrain, terms, notes)
+
+
+class _Unconstrain(Messenger):
+    """Give latent sites the image of unconstrained values, and add up the log Jacobian."""
+
+    def __init__(self, free: Values) -> None:
+        super().__init__()
+        self.free = free
+        self.log_det = next(iter(free.values())).new_zeros(())
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] in self.free:
+            u = self.free[msg["name"]]
+            transform = biject_to(msg["fn"].support)
+            msg["value"] = transform(u)
+            self.log_det = self.log_det + transform.log_abs_det_jacobian(u, msg["value"]).sum()
+
+
+class _Constrain(Messenger):
+    """Give latent sites constrained values, and note the unconstrained ones."""
+
+    def __init__(self, values: Values, latent: dict[str, Any], check: bool) -> None:
+        super().__init__()
+        self.values, self.latent, self.check = values, latent, check
+        self.free: Values = {}
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        name = msg["name"]
+        if name in self.latent:
+            support = msg["fn"].support
+            if self.check:
+                shape = tuple(self.latent[name]["value"].shape)
+                require_inside(name, self.values, shape, support)
+            msg["value"] = self.values[name]
+            self.free[name] = biject_to(support).inv(msg["value"])
+
+
+def _contracted(trace: poutine.Trace, nesting: int) -> Tensor:
+    """Log density of a trace with enumerated sites, by Pyro's tensor contraction."""
+    return TraceEinsumEvaluator(trace, True, nesting).log_prob(trace)
+
+
+def _summed(trace: poutine.Trace) -> Tensor:
+    return torch.as_tensor(trace.log_prob_sum())
+
+
+def _moved(x: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if not torch.is_tensor(x):
+        return x
+    return x.to(device, dtype) if x.is_floating_point() else x.to(device)
+
+
+def _prototype(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> poutine.Trace:
+    """One run with Pyro's validation on, so that mistakes in the model are named by Pyro."""
+    with forked(_PROTOTYPE_SEED, device), model_scope(dtype, validate=True):
+        return poutine.trace(model).get_trace(*args, **kwargs)
+
+
+def _refuse_unsupported(trace: poutine.Trace) -> None:
+    for name, site in trace.nodes.items():
+        if site["type"] == "param":
+            raise ValueError(
+                f"site {name!r} is a learnable `pyro.param`; give it a prior with "
+                "`pyro.sample`, or pass its value to the model as an argument."
+            )
+        if site_is_subsample(site) and len(site["value"]) < site["fn"].size:
+            raise ValueError(
+                f"plate {name!r} draws its own mini-batch ({len(site['value'])} of "
+                f"{site['fn'].size} rows), which makes the density random; leave out "
+                "`subsample_size`, so that the model sees all rows."
+            )
+
+
+def _latent_sites(trace: poutine.Trace) -> tuple[dict[str, Any], list[str]]:
+    latent, discrete = {}, []
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
+            continue
+        if not site["fn"].support.is_discrete:
+            latent[name] = site
+        elif site["fn"].has_enumerate_support:
+            discrete.append(name)
+        else:
+            raise ValueError(
+                f"site {name!r} ({type(site['fn']).__name__}) is discrete with infinitely many "
+                "values, so it cannot be summed out; observe it, truncate it to a Categorical, "
+                "or write its marginal distribution."
+            )
+    if not latent:
+        sites = [n for n, s in trace.nodes.items() if s["type"] == "sample"]
+        raise ValueError(
+            f"the model has no continuous latent sites (its sample sites: {sites or 'none'}); "
+            "there is nothing to fit. Are all sites observed?"
+        )
+    return latent, discrete
+
+
+def _free_shape(site: dict[str, Any]) -> tuple[int, ...]:
+    support = site["fn"].support
+    try:
+        transform = biject_to(support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"no bijection from the real line is known for the support {support} of site "
+            f"{site['name']!r}; write it through an unconstrained site."
+        ) from error
+    shape = tuple(transform.inverse_shape(site["value"].shape))
+    if math.prod(shape) == 0:
+        raise ValueError(f"site {site['name']!r} of shape {tuple(site['value'].shape)} is empty.")
+    return shape
+
+
+def _plate_nesting(trace: poutine.Trace) -> int:
+    dims = [
+        -frame.dim
+        for site in trace.nodes.values()
+        if site["type"] == "sample"
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    ]
+    return max(dims, default=0)

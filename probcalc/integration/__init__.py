@@ -1,0 +1,1 @@
+"""Means under a distribution: draws that integrate well, and the tests of their tails."""

@@ -1,0 +1,1 @@
+"""One loop for deterministic objectives, with its methods."""

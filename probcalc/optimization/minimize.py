@@ -1,0 +1,148 @@
+"""The one loop for deterministic objectives.
+
+`minimize` takes a function written for one problem and solves a batch; `descend` is the loop
+itself, for callers that have a batched value and gradient already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+
+from probcalc._tree import Layout
+from probcalc.optimization.lbfgs import LBFGS
+from probcalc.result import Solution
+from probcalc.status import Status
+
+# oracle(x, rows): value and gradient of the problems `rows` at the points x
+Oracle = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Method(Protocol):
+    """What `descend` asks of a method: a functional core with one evaluation a step."""
+
+    def init(self, x: Tensor, value: Tensor, grad: Tensor) -> Any:
+        """State at the start."""
+        ...
+
+    def point(self, state: Any) -> Tensor:
+        """Where to evaluate next."""
+        ...
+
+    def step(self, state: Any, value: Tensor, grad: Tensor) -> Any:
+        """State after that evaluation."""
+        ...
+
+
+def minimize(
+    fn: Callable[..., Tensor],
+    init: Tensor | dict[str, Tensor],
+    *,
+    args: tuple[Any, ...] = (),
+    batch_dims: int = 0,
+    method: Method | None = None,
+    max_evals: int = 10_000,
+) -> Solution:
+    """Minimise a smooth function, or a batch of them at once.
+
+    Args:
+        fn: ``fn(x, *args)`` for one problem returns a scalar.
+        init: Start; its leading `batch_dims` axes are the batch.
+        args: Further tensors, each with the same leading axes.
+        batch_dims: Number of leading batch axes of `init` and `args`.
+        method: Default `LBFGS()`.
+        max_evals: Evaluations that each problem may spend.
+
+    Returns:
+        Solution with `x` shaped as `init`.
+
+    Raises:
+        ValueError: If `fn` does not return a scalar, or `init` has fewer axes than `batch_dims`.
+
+    >>> minimize(lambda x: (x - 2).square().sum(), torch.zeros(3, dtype=torch.float64)).x
+    tensor([2., 2., 2.], dtype=torch.float64)
+    """
+    named = init if isinstance(init, dict) else {"x": init}
+    if any(t.ndim < batch_dims for t in named.values()):
+        shapes = {name: tuple(t.shape) for name, t in named.items()}
+        raise ValueError(f"`init` must have at least batch_dims={batch_dims} axes, got {shapes}.")
+    batch = next(iter(named.values())).shape[:batch_dims]
+    layout = Layout({name: tuple(t.shape[batch_dims:]) for name, t in named.items()})
+    x = layout.flatten(named).reshape(-1, layout.size)
+    rows_of_args = tuple(a.reshape(-1, *a.shape[batch_dims:]) for a in args)
+
+    def single(flat: Tensor, *own: Tensor) -> Tensor:
+        values = layout.unflatten(flat)
+        out = fn(values if isinstance(init, dict) else values["x"], *own)
+        if out.ndim:
+            raise ValueError(
+                f"the objective must return a scalar, got shape {tuple(out.shape)}; "
+                "sum it, or give `batch_dims`."
+            )
+        return out
+
+    gradient = vmap(grad_and_value(single))
+
+    def oracle(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        g, value = gradient(points, *(a[rows] for a in rows_of_args))
+        return value, g
+
+    solution = descend(oracle, x, method=method or LBFGS(), max_evals=max_evals)
+    best = layout.unflatten(solution.x.reshape(*batch, layout.size))
+    shaped = {
+        name: getattr(solution, name).reshape(batch)
+        for name in ("value", "grad_norm", "num_iterations", "num_evals", "status")
+    }
+    return Solution(
+        best if isinstance(init, dict) else best["x"], **shaped, method=solution.method
+    )
+
+
+def descend(
+    oracle: Oracle,
+    x: Float[Tensor, "b d"],
+    *,
+    method: Method,
+    max_evals: int,
+) -> Solution:
+    """Run a method on a batch of problems until each has converged, failed or spent its budget.
+
+    Problems that are done are not evaluated any more.
+    """
+    every = torch.arange(x.shape[0], device=x.device)
+    value, grad = oracle(x, every)
+    state = method.init(x, value, grad)
+    num_evals = torch.ones_like(every)
+    for _ in range(max_evals - 1):
+        active = state.active
+        if bool(active.all()):
+            value, grad = oracle(method.point(state), every)
+        elif bool(active.any()):
+            value, grad = _partial(oracle, method.point(state), active, value, grad)
+        else:
+            break
+        num_evals = num_evals + active
+        state = method.step(state, value, grad)
+    unfinished = torch.where(state.active, Status.NOT_CONVERGED, Status.OK)
+    return Solution(
+        state.x,
+        state.value,
+        state.grad.abs().amax(dim=-1),
+        state.num_iterations,
+        num_evals,
+        state.status | unfinished,
+        type(method).__name__,
+    )
+
+
+def _partial(
+    oracle: Oracle, points: Tensor, active: Tensor, value: Tensor, grad: Tensor
+) -> tuple[Float[Tensor, " b"], Float[Tensor, "b d"]]:
+    rows: Int[Tensor, " k"] = active.nonzero()[:, 0]
+    some_values, some_grads = oracle(points[rows], rows)
+    return value.index_copy(0, rows, some_values), grad.index_copy(0, rows, some_grads)
