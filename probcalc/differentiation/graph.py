@@ -74,8 +74,10 @@ def promoted(module: fx.GraphModule, dtype: torch.dtype) -> tuple[fx.GraphModule
     for node in graph.nodes:
         if node.op == "get_attr":
             value = getattr(module, node.target)
-            constants[node.target] = value.to(dtype) if value.is_floating_point() else value
-            changed |= constants[node.target] is not value
+            lifted = value.to(dtype) if value.is_floating_point() else value
+            changed |= lifted is not value
+            # a copy: data that the caller changes in place later must not change the graph
+            constants[node.target] = lifted.clone() if lifted is value else lifted
         elif node.op == "call_function":
             kwargs = _map_leaves(lift, node.kwargs)
             changed |= kwargs != dict(node.kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,13 +10,16 @@ import torch
 from torch import Tensor
 
 from probcalc.inference.importance import Proposal, WeightedDraws, weighted_draws
-from probcalc.inference.moments import weighted_mean, weighted_std
+from probcalc.inference.moments import weighted_moments
 from probcalc.inference.posterior import Posterior
 from probcalc.inference.target import Target
 from probcalc.integration.tails import khat_limit
 from probcalc.status import Status
 
 Progress = Callable[[str, int], None]
+
+
+_MAX_GROWTH = 8.0  # of the number of draws at a time: early error bars are noisy
 
 
 @dataclass(frozen=True)
@@ -26,14 +30,16 @@ class Budget:
         num_replicates: Independent randomisations behind every error bar.
         num_draws: First draws a replicate.
         max_evals: Most evaluations of the log density.
-        tolerance: Half-width of means and sds at which to stop, in posterior sds.
-        confidence: Of the half-width.
+        mean_tolerance: Half-width of every mean at which to stop, in posterior sds.
+        std_tolerance: Half-width of every sd at which to stop, relative.
+        confidence: Of the half-widths.
     """
 
-    num_replicates: int = 8
-    num_draws: int = 512
+    num_replicates: int = 16
+    num_draws: int = 256
     max_evals: int = 2**17
-    tolerance: float = 0.02
+    mean_tolerance: float = 0.02
+    std_tolerance: float = 0.05
     confidence: float = 0.99
 
 
@@ -64,22 +70,21 @@ def assess(
         reasons: Their reasons.
         progress: Called with a stage and the evaluations spent.
     """
-    while True:
-        x = target.constrained_vector(draws.z)
-        wanted = draws.num_evals < budget.max_evals and _trusted(draws)
-        if not wanted or _bar(x, draws, budget) <= budget.tolerance:
-            break
+    x = target.constrained_vector(draws.z)
+    while _trusted(draws) and (more := _missing(x, draws, budget)):
         before = draws
         draws = weighted_draws(
             target.log_density,
             draws.guide,
             draws.params,
             num_replicates=budget.num_replicates,
-            num_draws=draws.z.shape[1],
+            num_draws=more,
             generator=generator,
             before=before,
         )
         num_evals += draws.num_evals - before.num_evals
+        fresh = target.constrained_vector(draws.z[:, before.z.shape[1] :])
+        x = torch.cat([x, fresh], dim=1)
         if progress:
             progress("weighing", num_evals)
     flags, why = _judgement(draws)
@@ -126,14 +131,23 @@ def _trusted(draws: WeightedDraws) -> bool:
     return draws.khat <= khat_limit(draws.num_evals)
 
 
-def _bar(x: Tensor, draws: WeightedDraws, budget: Budget) -> float:
-    w = draws.weights
-    std = weighted_std(x, w, budget.confidence)
-    mean = weighted_mean(x, w, budget.confidence)
+def _missing(x: Tensor, draws: WeightedDraws, budget: Budget) -> int:
+    """Further draws a replicate that the tolerances ask for, within the budget; 0: none."""
+    r, n = draws.log_ratios.shape
+    mean, std = weighted_moments(x, draws.weights, budget.confidence)
     spread = std.value.clamp(min=1e-300)
+    excess = torch.maximum(
+        mean.error / (budget.mean_tolerance * spread), std.error / (budget.std_tolerance * spread)
+    )
     constant = std.value <= 1e-12 * mean.value.abs()  # such as the diagonal of a correlation
-    bars = torch.maximum(mean.error, std.error) / spread
-    return float(torch.where(constant, 0.0, bars).max())
+    excess = float(torch.where(constant, 0.0, excess).max())
+    if not excess > 1:
+        return 0
+    growth = min(excess**2, _MAX_GROWTH) - 1  # bars shrink like the root of the draws
+    first = draws.strata * max(1, budget.num_draws // draws.strata)
+    more = first * 2 ** math.ceil(math.log2(max(growth * n / first, 1)))
+    affordable = (budget.max_evals // r - n) // draws.strata * draws.strata
+    return max(0, min(more, affordable))
 
 
 def _judgement(draws: WeightedDraws) -> tuple[Status, tuple[str, ...]]:

@@ -28,13 +28,15 @@ from probcalc.inference.posterior import Posterior
 from probcalc.inference.saa import Frame, SampleAverageFit, sample_average
 from probcalc.inference.target import Target
 from probcalc.integration.quasi_monte_carlo import matched_normal_draws
+from probcalc.integration.tails import khat_limit
 from probcalc.linalg import cholesky_or_none
 from probcalc.status import EstimateWarning, Status
 
 _STARTS, _DRAWS, _FRAME, _WEIGHTS = range(4)  # streams of the run's seed
 _SAME_MODE = 1.0  # largest distance, in guide sds, between restarts of one mode
 _NEGLIGIBLE = 12.0  # nats below the best at which a mode is dropped
-_EVEN = 0.3  # k-hat below which a proposal is not improved further
+_EVEN = 0.5  # k-hat below which a proposal is not improved further
+_ENOUGH = 0.4  # share of effective draws at which it is not, either
 _MAX_REFITS = 3
 _RUNAWAY = 25.0  # log scale or location at which an ELBO has no maximum
 _MAX_DENSE = 512  # dimensions up to which a d × d covariance is formed
@@ -192,18 +194,22 @@ class _Run:
         return self._weighed(GaussianMixture(len(modes)), params, budget)
 
     def improved(self, draws: WeightedDraws, modes: list[_Mode], budget: Budget) -> WeightedDraws:
-        """Better proposals while they lower k̂ or even out the weights."""
-        if draws.khat > _EVEN and len(modes) == 1 and self.target.dim <= _MAX_DENSE:
+        """Better proposals while the weights are uneven."""
+        first = draws
+        if not _is_even(draws) and len(modes) == 1 and self.target.dim <= _MAX_DENSE:
             draws = _better(draws, self._whitened(draws, budget), self.steps, "whitened SAA")
         for _ in range(_MAX_REFITS):
-            params = refitted(draws) if draws.khat > _EVEN else None
+            params = None if _is_even(draws) else refitted(draws)
             if params is None:
-                return draws
+                break
             candidate = self._weighed(draws.guide, params, budget)
             if _better(draws, candidate, self.steps, "matched moments") is draws:
-                return draws
+                break
             draws = candidate
-        return draws
+        if draws is first:
+            return draws
+        # it was chosen for its k̂: judge it by draws that had no say in the choice
+        return self._weighed(draws.guide, draws.params, budget)
 
     def _whitened(self, draws: WeightedDraws, budget: Budget) -> WeightedDraws:
         frame = Frame(draws.params["loc"], draws.params["scale_tril"])
@@ -326,9 +332,15 @@ def _disagreement(fitted: SampleAverageFit, modes: list[_Mode]) -> float:
     return float(spread.max()) / int(near.sum()) ** 0.5
 
 
+def _is_even(draws: WeightedDraws) -> bool:
+    """Are the weights good enough as they are? Small differences of k̂ are noise."""
+    share = draws.effective_size / draws.num_evals
+    return draws.khat <= _EVEN or (draws.khat <= khat_limit(draws.num_evals) and share >= _ENOUGH)
+
+
 def _better(old: WeightedDraws, new: WeightedDraws, steps: list[str], name: str) -> WeightedDraws:
     """The proposal with the lower k̂; among trustworthy ones, the evener weights."""
-    both_fine = max(old.khat, new.khat) < 0.5
+    both_fine = max(old.khat, new.khat) < khat_limit(old.num_evals)
     improved = new.effective_size > old.effective_size if both_fine else new.khat < old.khat
     if improved and name not in steps:
         steps.append(name)

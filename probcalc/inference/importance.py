@@ -47,6 +47,11 @@ class WeightedDraws:
         return float(1.0 / self.weights.square().sum())
 
     @property
+    def strata(self) -> int:
+        """Draws of a replicate come in multiples of this: a ± pair for every component."""
+        return 2 * (self.guide.num_components if isinstance(self.guide, GaussianMixture) else 1)
+
+    @property
     def num_evals(self) -> int:
         """Evaluations of the log density."""
         return self.log_ratios.numel()

@@ -25,17 +25,25 @@ def weighted_mean(
     return _estimate(mean, (w * (h - mean)).sum(dim=1), h, confidence)
 
 
-def weighted_std(
+def weighted_moments(
     x: Float[Tensor, "r n p"], weights: Float[Tensor, "r n"], confidence: float
-) -> Estimate:
-    """Standard deviation with its bar."""
-    w = weights[..., None]
-    mean = (w * x).sum(dim=(0, 1))
-    square = (x - mean).square()
-    variance = (w * square).sum(dim=(0, 1))
+) -> tuple[Estimate, Estimate]:
+    """Mean and standard deviation of every column with their bars, in two passes over x."""
+    w = weights[:, None, :]
+    share = weights.sum(dim=1)[:, None]
+    sums = (w @ x)[:, 0]  # (r, p)
+    mean = sums.sum(dim=0)
+    centred = x - mean
+    largest = centred.abs().amax(dim=(0, 1))
+    squares = (w @ centred.square_())[:, 0]
+    variance = squares.sum(dim=0)
     std = variance.sqrt()
-    influence = (w * (square - variance)).sum(dim=1) / (2 * std.clamp(min=1e-300))
-    return _estimate(std, influence, x, confidence)
+    of_std = (squares - share * variance) / (2 * std.clamp(min=1e-300))
+    scale = (mean.abs() + largest).expand(1, 1, -1)
+    return (
+        _estimate(mean, sums - share * mean, scale, confidence),
+        _estimate(std, of_std, scale, confidence),
+    )
 
 
 def weighted_covariance(

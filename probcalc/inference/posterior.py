@@ -25,8 +25,8 @@ from probcalc.inference.moments import (
     kept_unless_moved,
     weighted_covariance,
     weighted_mean,
+    weighted_moments,
     weighted_quantile,
-    weighted_std,
 )
 from probcalc.inference.target import Target
 from probcalc.integration.tails import khat_limit
@@ -275,30 +275,34 @@ class Posterior:
         return torch.full_like(self.log_weights, 1.0 / self.log_weights.numel())
 
     @cached_property
-    def _mean_and_moved(self) -> tuple[Estimate, Tensor]:
-        weighted = weighted_mean(self.x, self._weights, self.confidence)
-        return self._judged(self.x.mean(dim=(0, 1)), weighted, self._plain_std)
+    def _plain_moments(self) -> tuple[Estimate, Estimate]:
+        return weighted_moments(self.x, self._equal_weights, self.confidence)
 
     @cached_property
-    def _std_and_moved(self) -> tuple[Estimate, Tensor]:
-        weighted = weighted_std(self.x, self._weights, self.confidence)
-        return self._judged(self._plain_std, weighted, self._plain_std)
+    def _judged_moments(self) -> tuple[tuple[Estimate, Tensor], tuple[Estimate, Tensor]]:
+        mean, std = weighted_moments(self.x, self._weights, self.confidence)
+        scale = self._plain_std
+        return (
+            self._judged(self._plain_moments[0].value, mean, scale),
+            self._judged(scale, std, scale),
+        )
 
-    @cached_property
+    @property
     def _plain_std(self) -> Tensor:
-        return weighted_std(self.x, self._equal_weights, self.confidence).value
+        return self._plain_moments[1].value
 
     @property
     def _mean(self) -> Estimate:
-        return self._mean_and_moved[0]
+        return self._judged_moments[0][0]
 
     @property
     def _std(self) -> Estimate:
-        return self._std_and_moved[0]
+        return self._judged_moments[1][0]
 
     @cached_property
     def _is_corrected(self) -> bool:
-        return bool((self._mean_and_moved[1] | self._std_and_moved[1]).any())
+        (_, mean_moved), (_, std_moved) = self._judged_moments
+        return bool((mean_moved | std_moved).any())
 
     @cached_property
     def _ends(self) -> tuple[Estimate, Estimate]:

@@ -31,6 +31,7 @@ from probcalc.differentiation.batched import (
 from probcalc.differentiation.curvature import central_hessian
 from probcalc.inference import flat_model, pyro_bridge
 from probcalc.inference.flat_model import FlatModel, Values
+from probcalc.inference.remembered import recall, remember
 from probcalc.inference.scope import model_scope
 
 _NUM_CHECKS = 2  # fresh points at which a traced graph is compared with the function
@@ -93,7 +94,7 @@ class Target:
             joint = lambda values: log_prob(values["x"])  # noqa: E731
             return flat_model.from_function(joint, {"x": (dim,)}, {}, dtype=dtype)
 
-        return _built(build, torch.device(device or "cpu"), dtype)
+        return _built(build, torch.device(device or "cpu"), dtype, (log_prob, dim))
 
     @classmethod
     def from_function(
@@ -138,7 +139,8 @@ class Target:
                 dtype=dtype,
             )
 
-        return _built(build, _device_of(data, device), dtype)
+        source = (log_joint, (shapes, constraints, log_likelihood, data))
+        return _built(build, _device_of(data, device), dtype, source)
 
     @classmethod
     def from_distribution(
@@ -154,6 +156,7 @@ class Target:
             lambda _, dtype: flat_model.from_distribution(distribution, dtype=dtype),
             sample.device,
             dtype,
+            (distribution.log_prob, None),
         )
 
     @classmethod
@@ -188,7 +191,8 @@ class Target:
         def build(device: torch.device, dtype: torch.dtype) -> FlatModel:
             return pyro_bridge.from_pyro(model, args, kwargs, device=device, dtype=dtype)
 
-        return _built(build, _device_of((args, kwargs), pyro_device), pyro_dtype)
+        device = _device_of((args, kwargs), pyro_device)
+        return _built(build, device, pyro_dtype, (model, (args, kwargs)))
 
     @property
     def dim(self) -> int:
@@ -304,15 +308,23 @@ def _built(
     build: Callable[[torch.device, torch.dtype], FlatModel],
     device: torch.device,
     dtype: torch.dtype,
+    source: tuple[Callable[..., Any], Any],
 ) -> Target:
+    """Read, trace and check; `source` is the user's function and what its density depends on."""
     model = build(device, dtype)
     # a private stream: building a target must not advance the caller's generator
     private = torch.Generator().manual_seed(0)
     points = (2 * torch.rand(1 + _NUM_CHECKS, model.dim, generator=private) - 1).to(device, dtype)
     model.density(points[0])  # a mistake in the model is to be seen as it is raised
+    fn, args = source
     with model_scope(dtype):
-        rows, notes = _traced_or_not(model, points)
-    return Target(model, rows, device, dtype, lambda *to: _built(build, *to), model.notes + notes)
+        rows, notes = recall(fn, (args, device, dtype), model.density, points[1:]), ()
+        if rows is None:
+            rows, notes = _traced_or_not(model, points)
+            if not notes:
+                remember(fn, (args, device, dtype), rows)
+    rebuild = lambda *to: _built(build, *to, source)  # noqa: E731
+    return Target(model, rows, device, dtype, rebuild, model.notes + notes)
 
 
 def _traced_or_not(model: FlatModel, points: Tensor) -> tuple[BatchedDensity, tuple[str, ...]]:
