@@ -22,7 +22,7 @@ from probcalc._random import child, draw_seed
 from probcalc.inference.assess import Budget, Progress, assess, first_draws
 from probcalc.inference.flat_model import Values
 from probcalc.inference.guides import FullRank, GaussianMixture, MeanField
-from probcalc.inference.importance import WeightedDraws, refitted
+from probcalc.inference.importance import WeightedDraws, recentred, refitted
 from probcalc.inference.linear_response import elbo_hessian, response_covariance
 from probcalc.inference.posterior import Posterior
 from probcalc.inference.saa import Frame, SampleAverageFit, sample_average
@@ -35,8 +35,8 @@ from probcalc.status import EstimateWarning, Status
 _STARTS, _DRAWS, _FRAME, _WEIGHTS = range(4)  # streams of the run's seed
 _SAME_MODE = 1.0  # largest distance, in guide sds, between restarts of one mode
 _NEGLIGIBLE = 12.0  # nats below the best at which a mode is dropped
-_EVEN = 0.5  # k-hat below which a proposal is not improved further
-_ENOUGH = 0.4  # share of effective draws at which it is not, either
+_ENOUGH = 0.4  # share of effective draws at which a trusted proposal is not improved further
+_GAIN = 1.1  # factor in effective draws below which a new proposal is no better
 _MAX_REFITS = 3
 _RUNAWAY = 25.0  # log scale or location at which an ELBO has no maximum
 _MAX_DENSE = 512  # dimensions up to which a d × d covariance is formed
@@ -55,7 +55,7 @@ class SampleAverage:
 
     num_draws: int | None = None
     max_draws: int = 512
-    tolerance: float = 0.03
+    tolerance: float = 0.15
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -195,21 +195,36 @@ class _Run:
 
     def improved(self, draws: WeightedDraws, modes: list[_Mode], budget: Budget) -> WeightedDraws:
         """Better proposals while the weights are uneven."""
-        first = draws
-        if not _is_even(draws) and len(modes) == 1 and self.target.dim <= _MAX_DENSE:
-            draws = _better(draws, self._whitened(draws, budget), self.steps, "whitened SAA")
-        for _ in range(_MAX_REFITS):
-            params = None if _is_even(draws) else refitted(draws)
-            if params is None:
-                break
-            candidate = self._weighed(draws.guide, params, budget)
-            if _better(draws, candidate, self.steps, "matched moments") is draws:
-                break
-            draws = candidate
-        if draws is first:
+        best = draws
+        if not _is_trusted(draws) and len(modes) == 1 and self.target.dim <= _MAX_DENSE:
+            whitened = self._whitened(draws, budget)
+            if _better(draws, whitened):
+                self.steps.append("whitened SAA")
+                best = whitened
+        best = self._matched(best, budget)
+        if best is draws:
             return draws
-        # it was chosen for its k̂: judge it by draws that had no say in the choice
-        return self._weighed(draws.guide, draws.params, budget)
+        # it was chosen for its weights: judge it by draws that had no say in the choice
+        return self._weighed(best.guide, best.params, budget)
+
+    def _matched(self, draws: WeightedDraws, budget: Budget) -> WeightedDraws:
+        """Proposals that match the weighted mean, or all weighted moments, while that helps."""
+        for _ in range(_MAX_REFITS):
+            if _is_even(draws):
+                return draws
+            match, name = (
+                (recentred, "weighted mean")
+                if _is_trusted(draws)
+                else (refitted, "weighted moments")
+            )
+            params = match(draws)
+            candidate = draws if params is None else self._weighed(draws.guide, params, budget)
+            if not _better(draws, candidate):
+                return draws
+            draws = candidate
+            if name not in self.steps:
+                self.steps.append(name)
+        return draws
 
     def _whitened(self, draws: WeightedDraws, budget: Budget) -> WeightedDraws:
         frame = Frame(draws.params["loc"], draws.params["scale_tril"])
@@ -332,19 +347,19 @@ def _disagreement(fitted: SampleAverageFit, modes: list[_Mode]) -> float:
     return float(spread.max()) / int(near.sum()) ** 0.5
 
 
+def _is_trusted(draws: WeightedDraws) -> bool:
+    return draws.khat <= khat_limit(draws.num_evals)
+
+
 def _is_even(draws: WeightedDraws) -> bool:
-    """Are the weights good enough as they are? Small differences of k̂ are noise."""
-    share = draws.effective_size / draws.num_evals
-    return draws.khat <= _EVEN or (draws.khat <= khat_limit(draws.num_evals) and share >= _ENOUGH)
+    return _is_trusted(draws) and draws.effective_size >= _ENOUGH * draws.num_evals
 
 
-def _better(old: WeightedDraws, new: WeightedDraws, steps: list[str], name: str) -> WeightedDraws:
-    """The proposal with the lower k̂; among trustworthy ones, the evener weights."""
-    both_fine = max(old.khat, new.khat) < khat_limit(old.num_evals)
-    improved = new.effective_size > old.effective_size if both_fine else new.khat < old.khat
-    if improved and name not in steps:
-        steps.append(name)
-    return new if improved else old
+def _better(old: WeightedDraws, new: WeightedDraws) -> bool:
+    """Is k̂ lower? Where both are trusted that is noise: are more draws effective?"""
+    if _is_trusted(old) and _is_trusted(new):
+        return new.effective_size > _GAIN * old.effective_size
+    return new.khat < old.khat
 
 
 def _must_move(target: Target, device: torch.device | str | None) -> bool:

@@ -22,6 +22,7 @@ from probcalc.integration.tails import smoothed_log_weights
 from probcalc.linalg import cholesky_or_none, symmetric
 
 Proposal = FullRank | GaussianMixture
+_WIDER = 1.05  # of the scale: costs few effective draws up to some fifty dimensions
 _DRAWS_PER_DIMENSION = 10  # effective draws a dimension below which no covariance is refitted
 
 
@@ -90,6 +91,19 @@ def weighted_draws(
         log_ratios = torch.cat([before.log_ratios, log_ratios], dim=1)
     smoothed, khat = smoothed_log_weights(log_ratios.flatten())
     return WeightedDraws(z, log_ratios, smoothed.view_as(log_ratios), float(khat), guide, params)
+
+
+def recentred(draws: WeightedDraws) -> dict[str, Tensor] | None:
+    """The proposal moved to the weighted mean and widened a little; None where that is noise.
+
+    A mean takes d effective draws to find, a covariance d²; the width keeps the tails of the
+    ratios light when the centre is slightly wrong.
+    """
+    d = draws.z.shape[-1]
+    if draws.strata > 2 or draws.effective_size < _DRAWS_PER_DIMENSION * d:
+        return None
+    loc = draws.weights.flatten() @ draws.z.reshape(-1, d)
+    return {"loc": loc, "scale_tril": _WIDER * draws.params["scale_tril"]}
 
 
 def refitted(draws: WeightedDraws) -> dict[str, Tensor] | None:

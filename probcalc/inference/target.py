@@ -37,7 +37,7 @@ from probcalc.inference.scope import model_scope
 _NUM_CHECKS = 2  # fresh points at which a traced graph is compared with the function
 _NUM_TRIES = 20  # rounds of random starts before a density counts as not finite anywhere
 _START_RADIUS = 2.0  # starts are uniform in (−2, 2) on the unconstrained scale, as in Stan
-_CHUNK_BYTES = 2**25
+_CHUNK_BYTES = 2**21  # rows at a time fill about the cache of one core
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,7 +295,7 @@ class Target:
 
     @property
     def _chunk(self) -> int:
-        return max(64, _CHUNK_BYTES // self.rows.row_bytes)
+        return max(16, _CHUNK_BYTES // self.rows.row_bytes)
 
     def _by_chunks(self, fn: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         flat = z.reshape(-1, self.dim)
