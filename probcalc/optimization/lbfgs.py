@@ -113,20 +113,22 @@ class LBFGS:
         low_enough = self._decreased(state, value, slope) & finite
         flat_enough = slope.abs() <= -self.curvature * state.slope
         accepted = low_enough & flat_enough & state.active
-        too_far = ~low_enough | (slope > 0)
-        here = torch.stack([t, value, slope], dim=-1)
+        searching = state.active & ~accepted
+        retried = searching
+        if bool(searching.any()):
+            state = self._bracketed(state, value, slope, ~low_enough | (slope > 0))
+            state, retried = self._stopped_searches(state, searching)
+        moved = self._moved(state, accepted, t, value, grad)
+        return self._aimed(moved, accepted | retried)
+
+    def _bracketed(
+        self, state: LBFGSState, value: Tensor, slope: Tensor, too_far: Tensor
+    ) -> LBFGSState:
+        here = torch.stack([state.trial, value, slope], dim=-1)
         low = torch.where(too_far[:, None], state.low, here)
         high = torch.where(too_far[:, None], here, state.high)
-        searching = replace(
-            state,
-            low=low,
-            high=high,
-            trial=_next_trial(low, high),
-            num_trials=state.num_trials + state.active,
-        )
-        searching, retried = self._stopped_searches(searching, accepted)
-        moved = self._moved(searching, accepted, t, value, grad)
-        return self._aimed(moved, accepted | retried)
+        trial, tried = _next_trial(low, high), state.num_trials + state.active
+        return replace(state, low=low, high=high, trial=trial, num_trials=tried)
 
     def point(self, state: LBFGSState) -> Float[Tensor, "b d"]:
         """Where the objective is to be evaluated next."""
@@ -164,13 +166,13 @@ class LBFGS:
         )
 
     def _stopped_searches(
-        self, state: LBFGSState, accepted: Tensor
+        self, state: LBFGSState, searching: Tensor
     ) -> tuple[LBFGSState, Bool[Tensor, " b"]]:
         """A search that found nothing: forget the memory once, then give up where it stands."""
         width = state.high[:, 0] - state.low[:, 0]
         vanished = width <= torch.finfo(width.dtype).eps * state.low[:, 0]
         exhausted = (state.num_trials >= _MAX_TRIALS) | vanished
-        failed = state.active & exhausted & ~accepted
+        failed = searching & exhausted
         gone = failed & (state.changes[:, -1].abs().amax(dim=-1) == 0)
         retried = failed & ~gone
         if not bool(failed.any()):
