@@ -20,6 +20,7 @@ _HOME = {
     "FullRank": "probcalc.inference.guides",
     "GaussianMixture": "probcalc.inference.guides",
     "MeanField": "probcalc.inference.guides",
+    "StudentT": "probcalc.inference.guides",
     "Target": "probcalc.inference.target",
     "Posterior": "probcalc.inference.posterior",
     "load_posterior": "probcalc.inference.posterior",

@@ -49,8 +49,22 @@ def _bernoulli_loss(
     return (loss, loss.mean(), loss.sum())[reduction]  # torch's codes 0, 1, 2
 
 
+def _masked_put(
+    x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Tensor:
+    """``x[mask] = value`` for one value: `where`, which vmap can batch."""
+    mask = indices[0]
+    simple = len(indices) == 1 and mask is not None and mask.dtype == torch.bool
+    if not simple or mask.ndim != x.ndim or values.numel() != 1 or accumulate:
+        return NotImplemented
+    return torch.where(mask, values.reshape(()).to(x.dtype), x)
+
+
 # operations written out while tracing, as `make_fx` takes them
-_SHORTER = {aten.binary_cross_entropy_with_logits.default: _bernoulli_loss}
+_SHORTER = {
+    aten.binary_cross_entropy_with_logits.default: _bernoulli_loss,
+    aten.index_put.default: _masked_put,
+}
 
 # fn(z): (d,) -> (scalar, by-product of any one shape)
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -68,6 +82,7 @@ class BatchedDensity:
     how: str
     row_bytes: int = 2**20  # memory that one row takes at the widest place
     is_promoted: bool = False  # the function has constants of lower precision, the graph has not
+    is_traced: bool = True
 
 
 class TraceError(RuntimeError):
@@ -107,8 +122,10 @@ def trace(fn: Density, example: Float[Tensor, " d"]) -> BatchedDensity:
 
 def _graph_of(fn: Callable[..., Any], example: Tensor) -> fx.GraphModule:
     graph = _traced(fn, example)
-    # a user's function may write in place, and so do decompositions of torch's own operations
-    return _traced(functionalize(graph), example) if mutates(graph.graph) else graph
+    if mutates(graph.graph):
+        # a user's function may write in place, and so do torch's own compositions
+        graph = _traced(_traced(functionalize(graph), example), example)
+    return graph
 
 
 def _traced(fn: Callable[..., Any], example: Tensor) -> fx.GraphModule:
@@ -139,6 +156,7 @@ def untraced(fn: Density) -> BatchedDensity:
         value_and_grad,
         lambda points: torch.stack([fn(z)[1] for z in points]),
         "untraced calls",
+        is_traced=False,
     )
 
 

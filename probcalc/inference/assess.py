@@ -9,11 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probcalc.inference.importance import Proposal, WeightedDraws, weighted_draws
+from probcalc.inference.importance import (
+    Proposal,
+    WeightedDraws,
+    num_components,
+    weighted_draws,
+)
 from probcalc.inference.moments import weighted_moments
 from probcalc.inference.posterior import Posterior
 from probcalc.inference.target import Target
-from probcalc.integration.tails import khat_limit
+from probcalc.integration.tails import khat_limit, pareto_khat
 from probcalc.status import Status
 
 Progress = Callable[[str, int], None]
@@ -71,7 +76,7 @@ def assess(
         progress: Called with a stage and the evaluations spent.
     """
     x = target.constrained_vector(draws.z)
-    while _trusted(draws) and (more := _missing(x, draws, budget)):
+    while draws.is_trusted and (more := _missing(x, draws, budget)):
         before = draws
         draws = weighted_draws(
             target.log_density,
@@ -87,7 +92,7 @@ def assess(
         x = torch.cat([x, fresh], dim=1)
         if progress:
             progress("weighing", num_evals)
-    flags, why = _judgement(draws)
+    flags, why = _judgement(draws, x)
     return Posterior(
         layout=target.layout,
         guide=draws.guide,
@@ -115,20 +120,16 @@ def first_draws(
     generator: torch.Generator,
 ) -> WeightedDraws:
     """Weigh the first draws of a proposal."""
-    d = target.dim
-    num_draws = max(budget.num_draws, 4 * d)  # enough for matched second moments
+    pair = 2 * num_components(guide)
+    wanted = max(budget.num_draws, 4 * target.dim)  # enough for matched second moments
     return weighted_draws(
         target.log_density,
         guide,
         params,
         num_replicates=budget.num_replicates,
-        num_draws=num_draws + num_draws % 2,
+        num_draws=pair * math.ceil(wanted / pair),
         generator=generator,
     )
-
-
-def _trusted(draws: WeightedDraws) -> bool:
-    return draws.khat <= khat_limit(draws.num_evals)
 
 
 def _missing(x: Tensor, draws: WeightedDraws, budget: Budget) -> int:
@@ -150,11 +151,23 @@ def _missing(x: Tensor, draws: WeightedDraws, budget: Budget) -> int:
     return max(0, min(more, affordable))
 
 
-def _judgement(draws: WeightedDraws) -> tuple[Status, tuple[str, ...]]:
-    limit = khat_limit(draws.num_evals)
+def _judgement(draws: WeightedDraws, x: Tensor) -> tuple[Status, tuple[str, ...]]:
     if not bool(draws.log_weights.isfinite().any()):
         return Status.NON_FINITE, ("the log density is not finite at any draw of the guide",)
-    if not _trusted(draws):
-        why = f"k-hat {draws.khat:.2f} is above {limit:.2f}: the weights cannot be trusted"
+    if not draws.is_trusted:
+        return Status.UNRELIABLE_WEIGHTS, (draws.fault,)
+    limit, of_means = khat_limit(draws.num_evals), _khat_of_means(draws, x)
+    if of_means > limit:
+        why = f"k-hat of a mean's terms, {of_means:.2f}, is above {limit:.2f}: it may not exist"
         return Status.UNRELIABLE_WEIGHTS, (why,)
     return Status.OK, ()
+
+
+def _khat_of_means(draws: WeightedDraws, x: Tensor) -> float:
+    """Shape of the tail of W |x − μ| / σ, the largest over the entries of x."""
+    w = draws.weights
+    mean = torch.einsum("rn,rnp->p", w, x)
+    distance = (x - mean).abs()
+    scale = torch.einsum("rn,rnp->p", w, distance).clamp(min=torch.finfo(x.dtype).tiny)
+    envelope = (distance / scale).amax(dim=-1)
+    return float(pareto_khat((draws.log_ratios + envelope.log()).flatten()))

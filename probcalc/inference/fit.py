@@ -21,14 +21,13 @@ from torch import Tensor
 from probcalc._random import child, draw_seed
 from probcalc.inference.assess import Budget, Progress, assess, first_draws
 from probcalc.inference.flat_model import Values
-from probcalc.inference.guides import FullRank, GaussianMixture, MeanField
-from probcalc.inference.importance import WeightedDraws, recentred, refitted
-from probcalc.inference.linear_response import elbo_hessian, response_covariance
+from probcalc.inference.guides import FullRank, GaussianMixture, MeanField, StudentT
+from probcalc.inference.importance import Proposal, WeightedDraws, recentred, refitted
+from probcalc.inference.linear_response import elbo_gradient, elbo_hessian, response_covariance
 from probcalc.inference.posterior import Posterior
 from probcalc.inference.saa import Frame, SampleAverageFit, sample_average
 from probcalc.inference.target import Target
 from probcalc.integration.quasi_monte_carlo import matched_normal_draws
-from probcalc.integration.tails import khat_limit
 from probcalc.linalg import cholesky_or_none
 from probcalc.status import EstimateWarning, Status
 
@@ -39,6 +38,8 @@ _ENOUGH = 0.4  # share of effective draws at which a trusted proposal is not imp
 _GAIN = 1.1  # factor in effective draws below which a new proposal is no better
 _MAX_REFITS = 3
 _RUNAWAY = 25.0  # log scale or location at which an ELBO has no maximum
+_MANY = 100  # dimensions above which fewer restarts are made
+_UNTRACED_EVALS = 2**13  # default budget where every evaluation is a call of the function
 _MAX_DENSE = 512  # dimensions up to which a d × d covariance is formed
 
 
@@ -73,9 +74,12 @@ class SampleAverage:
 class _Mode:
     loc: Float[Tensor, " d"]
     log_scale: Float[Tensor, " d"]
-    eps: Float[Tensor, "m d"]
+    eps: Float[Tensor, "r m d"]
     elbo: float
-    size: int
+
+    @property
+    def size(self) -> int:
+        return self.eps.shape[0]
 
 
 def fit(
@@ -99,9 +103,9 @@ def fit(
         method: Settings of the optimisation.
         init: Constrained values for the first restart; the others start at random.
         max_evals: Most evaluations of the log density for weighing (the optimisation stops by
-            itself); default 2¹⁷.
+            itself); default 2¹⁷, or 2¹³ for a target that runs untraced.
         restarts: Random restarts, each also an independent randomisation of the fixed draws;
-            None: 8, or 4 above 100 dimensions.
+            None: 8; 4 above 100 dimensions; 2 for a target that runs untraced.
         confidence: Of every error bar.
         device: Where to compute, default the target's.
         generator: Source of randomness; one seed is drawn from it.
@@ -121,8 +125,12 @@ def fit(
     target = target.to(device, torch.float64) if _must_move(target, device) else target
     settings, guide = method or SampleAverage(), guide or MeanField()
     seed = draw_seed(generator)
-    run = _Run(target, settings, seed, restarts or (8 if target.dim <= 100 else 4), progress)
-    budget = Budget(max_evals=max_evals or Budget.max_evals, confidence=confidence)
+    cheap = target.is_traced
+    run = _Run(target, settings, seed, restarts or _default_restarts(target), progress)
+    budget = Budget(
+        max_evals=max_evals or (Budget.max_evals if cheap else _UNTRACED_EVALS),
+        confidence=confidence,
+    )
 
     modes, status, reasons = run.modes(guide, init)
     draws = run.improved(run.proposal(modes, budget), modes, budget)
@@ -185,8 +193,7 @@ class _Run:
 
     def proposal(self, modes: list[_Mode], budget: Budget) -> WeightedDraws:
         """Gaussians with linear-response covariance, one a mode."""
-        trils = [self._response_tril(mode) for mode in modes]
-        locs = [mode.loc for mode in modes]
+        locs, trils = zip(*(self._responded(mode) for mode in modes), strict=True)
         if len(modes) == 1:
             return self._weighed(FullRank(), {"loc": locs[0], "scale_tril": trils[0]}, budget)
         self.steps.append(f"{len(modes)} modes")
@@ -196,16 +203,26 @@ class _Run:
     def improved(self, draws: WeightedDraws, modes: list[_Mode], budget: Budget) -> WeightedDraws:
         """Better proposals while the weights are uneven."""
         best = draws
-        if not _is_trusted(draws) and len(modes) == 1 and self.target.dim <= _MAX_DENSE:
-            whitened = self._whitened(draws, budget)
-            if _better(draws, whitened):
-                self.steps.append("whitened SAA")
-                best = whitened
+        if len(modes) == 1 and self.target.dim <= _MAX_DENSE:
+            for propose in (self._heavier, self._whitened):
+                if not best.is_trusted:
+                    best = self._chosen(best, *propose(best, budget))
         best = self._matched(best, budget)
         if best is draws:
             return draws
         # it was chosen for its weights: judge it by draws that had no say in the choice
         return self._weighed(best.guide, best.params, budget)
+
+    def _chosen(self, old: WeightedDraws, new: WeightedDraws, name: str) -> WeightedDraws:
+        """The better proposal, its name noted."""
+        if not _better(old, new):
+            return old
+        if name not in self.steps:
+            self.steps.append(name)
+        return new
+
+    def _heavier(self, draws: WeightedDraws, budget: Budget) -> tuple[WeightedDraws, str]:
+        return self._weighed(StudentT(), draws.params, budget), "Student t tails"
 
     def _matched(self, draws: WeightedDraws, budget: Budget) -> WeightedDraws:
         """Proposals that match the weighted mean, or all weighted moments, while that helps."""
@@ -214,61 +231,49 @@ class _Run:
                 return draws
             match, name = (
                 (recentred, "weighted mean")
-                if _is_trusted(draws)
+                if draws.is_trusted
                 else (refitted, "weighted moments")
             )
             params = match(draws)
             candidate = draws if params is None else self._weighed(draws.guide, params, budget)
-            if not _better(draws, candidate):
+            before, draws = draws, self._chosen(draws, candidate, name)
+            if draws is before:
                 return draws
-            draws = candidate
-            if name not in self.steps:
-                self.steps.append(name)
         return draws
 
-    def _whitened(self, draws: WeightedDraws, budget: Budget) -> WeightedDraws:
+    def _whitened(self, draws: WeightedDraws, budget: Budget) -> tuple[WeightedDraws, str]:
         frame = Frame(draws.params["loc"], draws.params["scale_tril"])
-        density = frame.pull_back(self.target.value_and_grad)
         origin = torch.zeros(self.restarts, self.target.dim).to(draws.z)
         m = min(max(64, 4 * self.target.dim), 512)
-        fitted = self._solved(density, origin, origin, m)
-        mode = _grouped(fitted)[0][0]
-        s = mode.log_scale.exp()
-        H = elbo_hessian(
-            density,
-            lambda u, scale: self._hessian_in(frame, u),
-            mode.loc,
-            mode.log_scale,
-            mode.eps,
-        )
-        covariance = response_covariance(H)
-        local = torch.diag(s) if covariance is None else cholesky_or_none(covariance)
-        tril = frame.basis @ (torch.diag(s) if local is None else local)
-        return self._weighed(FullRank(), {"loc": frame.to_z(mode.loc), "scale_tril": tril}, budget)
+        fitted = self._solved(frame.pull_back(self.target.value_and_grad), origin, origin, m)
+        loc, tril = self._responded(_grouped(fitted)[0][0], frame)
+        params = {"loc": frame.to_z(loc), "scale_tril": frame.basis @ tril}
+        return self._weighed(draws.guide, params, budget), "whitened SAA"
 
-    def _hessian_in(self, frame: Frame, u: Tensor) -> Tensor:
-        scale = frame.basis.square().sum(dim=1).sqrt()
-        H = self.target.hessian(frame.to_z(u), scale)
-        self._spend(2 * u.shape[0] * self.target.dim)
-        return frame.basis.mT @ H @ frame.basis
-
-    def _response_tril(self, mode: _Mode) -> Float[Tensor, "d d"]:
+    def _responded(
+        self, mode: _Mode, frame: Frame | None = None
+    ) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
+        """A mode after a Newton step over the draws of all its restarts, with its covariance."""
+        d = self.target.dim
         diagonal = torch.diag(mode.log_scale.exp())
-        if self.target.dim > _MAX_DENSE:
-            return diagonal
-        H = elbo_hessian(
-            self.target.value_and_grad,
-            self.target.hessian,
-            mode.loc,
-            mode.log_scale,
-            mode.eps,
-        )
-        self._spend(mode.eps.shape[0] * (2 * self.target.dim + 1))
+        if d > _MAX_DENSE:
+            return mode.loc, diagonal
+        density = self.target.value_and_grad
+        if frame is not None:
+            density = frame.pull_back(density)
+        H = elbo_hessian(density, mode.loc, mode.log_scale, mode.eps[0])
+        self._spend(mode.eps.shape[1] * (2 * d + 1))
         covariance = response_covariance(H)
         tril = None if covariance is None else cholesky_or_none(covariance)
-        if "linear response" not in self.steps and tril is not None:
+        if tril is None:
+            return mode.loc, diagonal
+        if "linear response" not in self.steps:
             self.steps.append("linear response")
-        return diagonal if tril is None else tril
+        eps = mode.eps.flatten(0, 1)
+        step = torch.linalg.solve(H, elbo_gradient(density, mode.loc, mode.log_scale, eps))[:d]
+        self._spend(len(eps))
+        near = bool((step.abs() < mode.log_scale.exp()).all())
+        return mode.loc - step if near else mode.loc, tril
 
     def _solved(self, density: object, loc: Tensor, log_scale: Tensor, m: int) -> SampleAverageFit:
         r, d = loc.shape
@@ -278,7 +283,7 @@ class _Run:
         return fitted
 
     def _weighed(
-        self, guide: FullRank | GaussianMixture, params: dict[str, Tensor], budget: Budget
+        self, guide: Proposal, params: dict[str, Tensor], budget: Budget
     ) -> WeightedDraws:
         draws = first_draws(self.target, guide, params, budget, self._weights)
         self._spend(draws.num_evals)
@@ -317,9 +322,8 @@ def _averaged(fitted: SampleAverageFit, group: list[int]) -> _Mode:
     return _Mode(
         fitted.loc[group].mean(dim=0),
         fitted.log_scale[group].mean(dim=0),
-        fitted.eps[group[0]],
+        fitted.eps[group],
         float(fitted.elbo[group].mean()),
-        len(group),
     )
 
 
@@ -347,19 +351,21 @@ def _disagreement(fitted: SampleAverageFit, modes: list[_Mode]) -> float:
     return float(spread.max()) / int(near.sum()) ** 0.5
 
 
-def _is_trusted(draws: WeightedDraws) -> bool:
-    return draws.khat <= khat_limit(draws.num_evals)
-
-
 def _is_even(draws: WeightedDraws) -> bool:
-    return _is_trusted(draws) and draws.effective_size >= _ENOUGH * draws.num_evals
+    return draws.is_trusted and draws.effective_size >= _ENOUGH * draws.num_evals
 
 
 def _better(old: WeightedDraws, new: WeightedDraws) -> bool:
     """Is k̂ lower? Where both are trusted that is noise: are more draws effective?"""
-    if _is_trusted(old) and _is_trusted(new):
+    if old.is_trusted and new.is_trusted:
         return new.effective_size > _GAIN * old.effective_size
     return new.khat < old.khat
+
+
+def _default_restarts(target: Target) -> int:
+    if not target.is_traced:
+        return 2
+    return 8 if target.dim <= _MANY else 4
 
 
 def _must_move(target: Target, device: torch.device | str | None) -> bool:

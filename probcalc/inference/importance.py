@@ -1,4 +1,4 @@
-r"""Importance sampling from a Gaussian proposal: weights, evidence, and a better proposal.
+r"""Importance sampling: weights, evidence, and a better proposal.
 
     E_p[h] ≈ Σ W_i h(z_i),   W ∝ p(z)/q(z) smoothed,   log Z ≈ log mean p(z)/q(z)
 
@@ -16,12 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probcalc.inference.guides import FullRank, GaussianMixture
+from probcalc.inference.guides import FullRank, GaussianMixture, StudentT
 from probcalc.integration.quasi_monte_carlo import matched_normal_draws
-from probcalc.integration.tails import smoothed_log_weights
+from probcalc.integration.tails import khat_limit, smoothed_log_weights
 from probcalc.linalg import cholesky_or_none, symmetric
 
-Proposal = FullRank | GaussianMixture
+Proposal = FullRank | GaussianMixture | StudentT
+_FINITE_VARIANCE = 0.5
+_FEW = 0.1  # share of effective draws
 _WIDER = 1.05  # of the scale: costs few effective draws up to some fifty dimensions
 _DRAWS_PER_DIMENSION = 10  # effective draws a dimension below which no covariance is refitted
 
@@ -43,6 +45,28 @@ class WeightedDraws:
         return self.log_weights.flatten().softmax(dim=0).view_as(self.log_weights)
 
     @property
+    def is_trusted(self) -> bool:
+        """Whether estimates from these weights, and their error bars, can be believed."""
+        return self.fault == ""
+
+    @property
+    def fault(self) -> str:
+        """Why the weights cannot be trusted; empty where they can.
+
+        Between k̂ = 1/2, where the variance of the ratios ends, and the limit for smoothed weights
+        an error bar holds only if the tail matters little, so that many draws stay effective.
+        """
+        limit, share = khat_limit(self.num_evals), self.effective_size / self.num_evals
+        if not self.khat <= limit:
+            return f"k-hat {self.khat:.2f} is above {limit:.2f}: the weights cannot be trusted"
+        if self.khat > _FINITE_VARIANCE and share < _FEW:
+            return (
+                f"k-hat {self.khat:.2f} is above {_FINITE_VARIANCE} and only {share:.1%} of the "
+                "draws are effective: the error bars cannot be trusted"
+            )
+        return ""
+
+    @property
     def effective_size(self) -> float:
         """1/ΣW², the number of equal weights that would be worth the same."""
         return float(1.0 / self.weights.square().sum())
@@ -50,12 +74,17 @@ class WeightedDraws:
     @property
     def strata(self) -> int:
         """Draws of a replicate come in multiples of this: a ± pair for every component."""
-        return 2 * (self.guide.num_components if isinstance(self.guide, GaussianMixture) else 1)
+        return 2 * num_components(self.guide)
 
     @property
     def num_evals(self) -> int:
         """Evaluations of the log density."""
         return self.log_ratios.numel()
+
+
+def num_components(guide: Proposal) -> int:
+    """Components among which the draws are stratified."""
+    return guide.num_components if isinstance(guide, GaussianMixture) else 1
 
 
 def weighted_draws(
@@ -79,12 +108,12 @@ def weighted_draws(
         generator: Source of randomness.
         before: Draws of the same proposal to extend.
     """
-    d = params["loc"].shape[-1]
-    k = guide.num_components if isinstance(guide, GaussianMixture) else 1
+    b = guide.base_dim(params["loc"].shape[-1])
+    k = num_components(guide)
     eps = matched_normal_draws(
-        num_replicates * k, num_draws // k, d, generator=generator, dtype=params["loc"].dtype
+        num_replicates * k, num_draws // k, b, generator=generator, dtype=params["loc"].dtype
     )
-    z, log_q = guide.transform(params, eps.reshape(num_replicates, -1, d))
+    z, log_q = guide.transform(params, eps.reshape(num_replicates, -1, b))
     log_ratios = (log_density(z) - log_q).nan_to_num(nan=-torch.inf)
     if before is not None:
         z = torch.cat([before.z, z], dim=1)
@@ -109,7 +138,7 @@ def recentred(draws: WeightedDraws) -> dict[str, Tensor] | None:
 def refitted(draws: WeightedDraws) -> dict[str, Tensor] | None:
     """Proposal parameters that match the weighted moments, or None where they are too noisy."""
     d = draws.z.shape[-1]
-    k = draws.guide.num_components if isinstance(draws.guide, GaussianMixture) else 1
+    k = num_components(draws.guide)
     if draws.effective_size < _DRAWS_PER_DIMENSION * d * k:
         return None
     z, w = draws.z.reshape(-1, d), draws.weights.flatten()

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probcalc.differentiation.curvature import central_hessian
 from probcalc.linalg import cholesky_or_none, symmetric
 
 
 def elbo_hessian(
     value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]],
-    hessian: Callable[[Tensor, Tensor], Tensor],
     loc: Float[Tensor, " d"],
     log_scale: Float[Tensor, " d"],
     eps: Float[Tensor, "m d"],
@@ -28,7 +28,6 @@ def elbo_hessian(
 
     Args:
         value_and_grad: Of the log density.
-        hessian: ``hessian(z, scale)`` of the log density at rows z.
         loc: m.
         log_scale: ℓ.
         eps: Fixed draws.
@@ -36,12 +35,24 @@ def elbo_hessian(
     s = log_scale.exp()
     e = s * eps  # dz/dℓ
     z = loc + e
-    H = hessian(z, s)  # (m, d, d)
+    H = central_hessian(lambda x: value_and_grad(x)[1], z, s)  # (m, d, d)
     g = value_and_grad(z)[1]
     mm = -H.mean(dim=0)
     ml = -(H * e[:, None, :]).mean(dim=0)
     ll = -(e[:, :, None] * H * e[:, None, :]).mean(dim=0) - torch.diag((g * e).mean(dim=0))
     return symmetric(torch.cat([torch.cat([mm, ml], dim=1), torch.cat([ml.mT, ll], dim=1)], dim=0))
+
+
+def elbo_gradient(
+    value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]],
+    loc: Float[Tensor, " d"],
+    log_scale: Float[Tensor, " d"],
+    eps: Float[Tensor, "m d"],
+) -> Float[Tensor, " d2"]:
+    """Gradient of J(m, ℓ) (see `saa`)."""
+    e = log_scale.exp() * eps
+    g = value_and_grad(loc + e)[1]
+    return torch.cat([-g.mean(dim=0), -(g * e).mean(dim=0) - 1])
 
 
 def response_covariance(

@@ -34,6 +34,7 @@ from probcalc.result import Estimate, format_with_error
 from probcalc.status import Status
 
 _FORMAT = 1
+_ROUNDING = 64  # units in the last place: a log density sums terms that cancel
 # flags under which weighted draws carry no usable error bar
 _NO_BAR = Status.UNRELIABLE_WEIGHTS | Status.IMPROPER | Status.UNBOUNDED | Status.NON_FINITE
 
@@ -164,7 +165,7 @@ class Posterior:
         relative = weighted_mean(
             torch.exp(self.log_weights - value), self._equal_weights, self.confidence
         )
-        rounding = torch.finfo(value.dtype).eps * value.abs()
+        rounding = _ROUNDING * torch.finfo(value.dtype).eps * value.abs()
         bar = replace(relative, value=value, error=relative.error + rounding)
         return self._flagged(replace(bar, method="importance sampling", num_evals=r * n))
 

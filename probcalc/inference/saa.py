@@ -71,7 +71,7 @@ def sample_average(
     log_scale: Float[Tensor, "r d"],
     eps: Float[Tensor, "r m d"],
     *,
-    gtol: float = 1e-6,
+    gtol: float = 1e-5,
     max_steps: int = 500,
 ) -> SampleAverageFit:
     """Minimise J for a batch of randomisations.

@@ -195,6 +195,11 @@ class Target:
         return _built(build, device, pyro_dtype, (model, (args, kwargs)))
 
     @property
+    def is_traced(self) -> bool:
+        """Whether rows are evaluated together, and not one call of the function each."""
+        return self.rows.is_traced
+
+    @property
     def dim(self) -> int:
         """Length of the unconstrained vector."""
         return self.model.dim

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 _PRIOR_K, _PRIOR_SIZE = 0.5, 10.0  # weak prior on the shape, Vehtari et al. (2024), section 3.1
+_SMALL_SHARE = 1e-3  # of the sum: a largest ratio of that size leaves about as much unseen
 _EQUAL = 1e-3  # log ratios that differ by more are never called equal
 _MIN_TAIL = 5  # fewer exceedances say nothing about a tail
 
@@ -38,6 +39,10 @@ def smoothed_log_weights(
 
     Args:
         log_ratios: Log p − log q of the draws, up to a constant; −inf is a ratio of zero.
+
+    Where no ratio has more than a thousandth of the sum there is no tail to smooth, and the fit,
+    which is blind to scale, says nothing: S draws of a tail of shape k have a maximum of about
+    S^k means, so that k̂ is at most log(S · largest share) / log S.
 
     Returns:
         Unnormalised log weights (tail replaced by fitted quantiles, never above the largest
@@ -65,7 +70,10 @@ def smoothed_log_weights(
     usable = k.isfinite() & ~equal & ~few
     replaced = shifted.scatter(-1, order[..., 1:], new_tail)
     khat = torch.where(equal, -math.inf, torch.where(usable, k, math.inf))
-    return torch.where(usable[..., None], replaced, shifted) + peak, khat
+    log_share = -shifted.logsumexp(dim=-1)
+    small = log_share <= math.log(_SMALL_SHARE)
+    khat = torch.where(small, khat.minimum(1 + log_share / math.log(s)), khat)
+    return torch.where((usable & ~small)[..., None], replaced, shifted) + peak, khat
 
 
 def _rounding(log_ratios: Tensor, peak: Tensor) -> Tensor:

@@ -11,19 +11,28 @@ from typing import TYPE_CHECKING, Protocol
 from probcalc.inference.guides.full_rank import FullRank
 from probcalc.inference.guides.mean_field import MeanField
 from probcalc.inference.guides.mixture import GaussianMixture
+from probcalc.inference.guides.student_t import StudentT
 
 if TYPE_CHECKING:
     import torch
     from jaxtyping import Float
     from torch import Tensor
 
-GUIDES = {"mean_field": MeanField, "full_rank": FullRank, "gaussian_mixture": GaussianMixture}
+GUIDES = {
+    "mean_field": MeanField,
+    "full_rank": FullRank,
+    "gaussian_mixture": GaussianMixture,
+    "student_t": StudentT,
+}
 
-__all__ = ["GUIDES", "FullRank", "GaussianMixture", "Guide", "MeanField"]
+__all__ = ["GUIDES", "FullRank", "GaussianMixture", "Guide", "MeanField", "StudentT"]
 
 
 class Guide(Protocol):
-    """What every guide offers; `params` maps names to tensors ``(*batch, ...)``."""
+    """What every guide offers; `params` maps names to tensors ``(*batch, ...)``.
+
+    A guide may also have ``entropy(params)``, its differential entropy in nats.
+    """
 
     def init(self, target: object, generator: torch.Generator) -> dict[str, Tensor]:
         """Parameters to start from."""
@@ -43,8 +52,4 @@ class Guide(Protocol):
         self, params: dict[str, Tensor], z: Float[Tensor, "*batch n d"]
     ) -> Float[Tensor, "*batch n"]:
         """Log density."""
-        ...
-
-    def entropy(self, params: dict[str, Tensor]) -> Float[Tensor, "*batch"]:
-        """Differential entropy in nats."""
         ...
