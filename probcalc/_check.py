@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,7 @@ def require_finite(name: str, data: Any) -> None:
 
     Args:
         name: How the caller knows the data, for the message.
-        data: Tensor, or a list, tuple or mapping of them; anything else is ignored.
+        data: Tensor or array, or a list, tuple or mapping of them; anything else is ignored.
 
     Raises:
         ValueError: Naming the first bad entry.
@@ -38,6 +39,9 @@ def require_finite(name: str, data: Any) -> None:
     elif isinstance(data, (list, tuple)):
         for i, value in enumerate(data):
             require_finite(f"{name}[{i}]", value)
+    elif isinstance(data, np.ndarray):
+        if data.dtype.kind == "f":
+            require_finite(name, torch.from_numpy(data))
     elif torch.is_tensor(data) and data.is_floating_point() and not data.isfinite().all():
         raise ValueError(_non_finite_message(name, data))
 

@@ -9,7 +9,7 @@ leaves torch (NumPy, `.item()`, random draws).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributions import Distribution
 from torch.func import functionalize, grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -162,15 +163,18 @@ def untraced(fn: Density) -> BatchedDensity:
 
 def compiled(density: BatchedDensity) -> BatchedDensity:
     """The same density through `torch.compile`, which takes seconds at its first call."""
-    compile_ = torch.compile
-    return BatchedDensity(
-        compile_(density.value, dynamic=True),
-        compile_(density.value_and_grad, dynamic=True),
-        compile_(density.by_product, dynamic=True),
-        "compiled graph",
-        density.row_bytes,
-        density.is_promoted,
-    )
+    validate = Distribution._validate_args
+    try:
+        return replace(
+            density,
+            value=torch.compile(density.value, dynamic=True),
+            value_and_grad=torch.compile(density.value_and_grad, dynamic=True),
+            by_product=torch.compile(density.by_product, dynamic=True),
+            how="compiled graph",
+        )
+    finally:
+        # the first torch.compile of a process turns validation off for everybody
+        Distribution.set_default_validate_args(validate)
 
 
 def agrees(density: BatchedDensity, fn: Density, points: Float[Tensor, "n d"]) -> bool:

@@ -329,10 +329,9 @@ def _averaged(fitted: SampleAverageFit, group: list[int]) -> _Mode:
 
 def _failure(fitted: SampleAverageFit) -> tuple[Status, tuple[str, ...]]:
     runaway = (fitted.log_scale > _RUNAWAY).any(dim=1) | (fitted.loc.abs() > 1e8).any(dim=1)
-    if bool(runaway.any()):
-        which = int(fitted.log_scale.amax(dim=0).argmax())
-        why = f"the ELBO has no maximum: coordinate {which} spreads without bound"
-        return Status.IMPROPER, (why,)
+    endless = (fitted.solution.status & Status.UNBOUNDED) != 0
+    if bool((runaway | endless).any()):
+        return Status.IMPROPER, ("the ELBO has no maximum: it grows without bound",)
     why = (
         f"no restart converged in {int(fitted.solution.num_evals.max())} steps "
         f"(smallest gradient {float(fitted.solution.grad_norm.min()):.1e})"

@@ -14,6 +14,7 @@ from torch import Tensor
 from probcalc.result import Estimate, half_width
 
 _NEGLIGIBLE = 1e-6
+_ROUNDING = 64  # units in the last place of the largest term, for sums and for finding the guide
 
 
 def weighted_mean(
@@ -106,7 +107,7 @@ def _estimate(value: Tensor, parts: Tensor, scale: Tensor, confidence: float) ->
     """Bar from the replicates' parts (they sum to zero), rounding of sums of `scale` included."""
     r = parts.shape[0]
     std_error = (parts * r).std(dim=0) / r**0.5
-    rounding = torch.finfo(scale.dtype).eps * scale.detach().abs().amax(dim=(0, 1))
+    rounding = _ROUNDING * torch.finfo(scale.dtype).eps * scale.detach().abs().amax(dim=(0, 1))
     error = half_width(std_error, r - 1, confidence) + rounding
     return Estimate(value, error, std_error, float(r - 1), confidence)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.utils import _pytree as pytree
 
+from probcalc._check import require_finite
 from probcalc._random import forked
 from probcalc._tree import Layout
 from probcalc.inference.flat_model import FlatModel, Values, require_inside
@@ -54,7 +55,7 @@ def from_pyro(
             site and what to do.
     """
     args, kwargs = pytree.tree_map(lambda x: _moved(x, device, dtype), (args, kwargs))
-    prototype = _prototype(model, args, kwargs, device, dtype)
+    prototype, complaint = _prototype(model, args, kwargs, device, dtype)
     _refuse_unsupported(prototype)
     latent, discrete = _latent_sites(prototype)
     free = Layout({name: _free_shape(site) for name, site in latent.items()})
@@ -93,6 +94,10 @@ def from_pyro(
             poutine.trace(runnable).get_trace(*args, **kwargs)
         return free.flatten(reader.free)
 
+    if complaint:
+        _refuse_nowhere_finite(
+            terms(torch.zeros(free.size, dtype=dtype, device=device)), complaint
+        )
     notes = (f"summed out: {', '.join(discrete)}",) if discrete else ()
     return FlatModel(density, free.size, layout, unconstrain, terms, notes)
 
@@ -153,10 +158,31 @@ def _prototype(
     kwargs: dict[str, Any],
     device: torch.device,
     dtype: torch.dtype,
-) -> poutine.Trace:
-    """One run with Pyro's validation on, so that mistakes in the model are named by Pyro."""
-    with forked(_PROTOTYPE_SEED, device), model_scope(dtype, validate=True):
-        return poutine.trace(model).get_trace(*args, **kwargs)
+) -> tuple[poutine.Trace, str]:
+    """One run with Pyro's validation on, so that mistakes in the model are named by Pyro.
+
+    A parameter that is invalid at these draws may be valid at others: the complaint is handed
+    back with the trace of a run without validation.
+    """
+    complaint = ""
+    for validate in (True, False):
+        try:
+            with forked(_PROTOTYPE_SEED, device), model_scope(dtype, validate=validate):
+                return poutine.trace(model).get_trace(*args, **kwargs), complaint
+        except ValueError as error:
+            complaint = complaint or str(error).split("\n")[0]
+            if not validate or not complaint.startswith("Expected parameter"):
+                raise
+    raise AssertionError("unreachable")
+
+
+def _refuse_nowhere_finite(terms: dict[str, Tensor], complaint: str) -> None:
+    for name, term in terms.items():
+        if not bool(term.isfinite()):
+            raise ValueError(
+                f"site {name!r} has log density {term.item()} where all unconstrained values are "
+                f"zero, and Pyro says of a draw from the prior: {complaint}"
+            )
 
 
 def _refuse_unsupported(trace: poutine.Trace) -> None:
@@ -166,6 +192,8 @@ def _refuse_unsupported(trace: poutine.Trace) -> None:
                 f"site {name!r} is a learnable `pyro.param`; give it a prior with "
                 "`pyro.sample`, or pass its value to the model as an argument."
             )
+        if site["type"] == "sample" and site["is_observed"]:
+            require_finite(f"observed site {name!r}", site["value"])
         if site_is_subsample(site) and len(site["value"]) < site["fn"].size:
             raise ValueError(
                 f"plate {name!r} draws its own mini-batch ({len(site['value'])} of "

@@ -269,18 +269,20 @@ class Target:
         Raises:
             ValueError: If none is found; names the site to blame.
         """
-        z = _uniform(num, self.dim, _START_RADIUS, generator, self)
+        stream = child(draw_seed(generator), 0)
+        found = []
         for attempt in range(_NUM_TRIES):
+            # every second round nearer to zero, where most densities are safe
+            radius = _START_RADIUS * (0.8**attempt if attempt % 2 else 1.0)
+            z = _uniform(num if attempt == 0 else 8 * num, self.dim, radius, stream, self)
             value, grad = self.value_and_grad(z)
-            bad = ~(value.isfinite() & grad.isfinite().all(dim=-1))
-            if not bool(bad.any()):
-                return z
-            radius = _START_RADIUS * 0.8**attempt
-            fresh = _uniform(num, self.dim, radius, generator, self)
-            z = torch.where(bad[:, None], fresh, z)
+            good = value.isfinite() & grad.isfinite().all(dim=-1)
+            found.append(z[good])
+            if sum(map(len, found)) >= num:
+                return torch.cat(found)[:num]
         raise ValueError(
             f"the log density is not finite at any of {_NUM_TRIES} rounds of random starts; "
-            f"{self.blame(z[bad][0])}. Check the priors and the scale of the data, or give "
+            f"{self.blame(z[~good][0])}. Check the priors and the scale of the data, or give "
             "`init`."
         )
 
@@ -306,7 +308,7 @@ class Target:
         flat = z.reshape(-1, self.dim)
         pieces = [fn(chunk) for chunk in flat.split(self._chunk)]
         out = torch.cat(pieces) if len(pieces) != 1 else pieces[0]
-        return out.reshape(*z.shape[:-1], *out.shape[1:])
+        return out.reshape(z.shape[:-1] + out.shape[1:])
 
 
 def _built(
@@ -344,9 +346,8 @@ def _traced_or_not(model: FlatModel, points: Tensor) -> tuple[BatchedDensity, tu
 
 
 def _uniform(
-    num: int, dim: int, radius: float, generator: torch.Generator | None, target: Target
-) -> Tensor:
-    stream = child(draw_seed(generator), 0)
+    num: int, dim: int, radius: float, stream: torch.Generator, target: Target
+) -> Float[Tensor, "n d"]:
     unit = torch.rand(num, dim, generator=stream, dtype=torch.float64)
     return (radius * (2 * unit - 1)).to(target.device, target.dtype)
 

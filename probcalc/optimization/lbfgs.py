@@ -168,23 +168,26 @@ class LBFGS:
     def _stopped_searches(
         self, state: LBFGSState, searching: Tensor
     ) -> tuple[LBFGSState, Bool[Tensor, " b"]]:
-        """A search that found nothing: forget the memory once, then give up where it stands."""
+        """A search that found no end: forget the memory once, then give up where it stands."""
         width = state.high[:, 0] - state.low[:, 0]
         vanished = width <= torch.finfo(width.dtype).eps * state.low[:, 0]
         exhausted = (state.num_trials >= _MAX_TRIALS) | vanished
         failed = searching & exhausted
-        gone = failed & (state.changes[:, -1].abs().amax(dim=-1) == 0)
+        # every longer step was lower still, for ever or up to where the objective ends
+        downhill = failed & (state.low[:, 0] > 0) & ~state.high[:, 1].isfinite()
+        gone = failed & (downhill | (state.changes[:, -1].abs().amax(dim=-1) == 0))
         retried = failed & ~gone
         if not bool(failed.any()):
             return state, retried
         # at the rounding floor of the value no smaller gradient can be had
         floor = torch.finfo(state.value.dtype).eps ** 0.5 * state.value.abs().clamp(min=1.0)
-        unfinished = gone & (_size(state.grad) > floor)
+        unfinished = gone & ~downhill & (_size(state.grad) > floor)
+        flags = torch.where(unfinished, Status.NOT_CONVERGED, Status.OK)
         stopped = replace(
             state,
             steps=torch.where(retried[:, None, None], 0.0, state.steps),
             changes=torch.where(retried[:, None, None], 0.0, state.changes),
-            status=state.status | torch.where(unfinished, Status.NOT_CONVERGED, Status.OK),
+            status=state.status | torch.where(downhill, Status.UNBOUNDED, flags),
             active=state.active & ~gone,
         )
         return stopped, retried
