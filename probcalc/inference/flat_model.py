@@ -92,7 +92,7 @@ def from_function(
     def unconstrain(values: Values, check: bool) -> Tensor:
         if check:
             for name, shape in layout.shapes.items():
-                require_inside(name, values, shape, maps[name].codomain)
+                require_inside(name, values, shape, supports.get(name, constraints.real))
         return free.flatten({name: maps[name].inv(values[name]) for name in maps})
 
     return FlatModel(density, free.size, layout, unconstrain, lambda z: parts(constrain(z)[0]))

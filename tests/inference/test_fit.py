@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from problems.eight_schools import schools_centred, schools_data, schools_non_centred
 from problems.posteriors import GAUSSIAN, PROBLEMS
 from torch import Tensor
 
@@ -72,31 +73,10 @@ def test_a_second_mode_is_found():
     assert 0.4 < (draws > 0).double().mean() < 0.6
 
 
-SCHOOLS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]).double()
-ERRORS = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]).double()
-
-
-def schools_non_centred(sigma: Tensor, y: Tensor) -> None:
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-    with pyro.plate("school", len(y)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        theta = pyro.deterministic("theta", mu + tau * z)
-        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
-
-
-def schools_centred(sigma: Tensor, y: Tensor) -> None:
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-    with pyro.plate("school", len(y)):
-        theta = pyro.sample("theta", dist.Normal(mu, tau))
-        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_eight_schools(seed: int):
     """The published reference (posteriordb): mu 4.41, tau 3.60, sds 3.31 and 3.20."""
-    p = pc.fit(Target.from_pyro(schools_non_centred, ERRORS, SCHOOLS), generator=seeded(seed))
+    p = pc.fit(Target.from_pyro(schools_non_centred, *schools_data()), generator=seeded(seed))
     assert p.verdict in ("good", "corrected")
     assert float(p.mean["mu"]) == pytest.approx(4.41, abs=0.1)
     assert float(p.mean["tau"]) == pytest.approx(3.60, abs=0.1)
@@ -118,7 +98,7 @@ def separated(v: dict[str, Tensor]) -> Tensor:
 
 # targets that no Gaussian with weights can follow, or that have no posterior at all
 HARD = {
-    "centred eight schools": lambda: Target.from_pyro(schools_centred, ERRORS, SCHOOLS),
+    "centred eight schools": lambda: Target.from_pyro(schools_centred, *schools_data()),
     "funnel": lambda: Target.from_function(funnel, {"v": (), "x": (9,)}),
     "separated logistic regression, flat prior": lambda: Target.from_function(
         separated, {"b": ()}
@@ -193,14 +173,14 @@ def test_evaluations_are_counted():
 
 
 def test_budget_is_kept():
-    target = Target.from_pyro(schools_non_centred, ERRORS, SCHOOLS)
+    target = Target.from_pyro(schools_non_centred, *schools_data())
     p = pc.fit(target, generator=seeded(), max_evals=8192)
     assert p.log_ratios.numel() <= 8192
 
 
 def test_progress_is_reported():
     stages: list[tuple[str, int]] = []
-    target = Target.from_pyro(schools_non_centred, ERRORS, SCHOOLS)
+    target = Target.from_pyro(schools_non_centred, *schools_data())
     p = pc.fit(target, generator=seeded(), progress=lambda *x: stages.append(x))
     counts = [n for _, n in stages]
     assert counts == sorted(counts)

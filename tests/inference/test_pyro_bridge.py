@@ -114,9 +114,7 @@ def test_density_is_that_of_pyros_samplers(name: str):
     z = torch.randn(3, target.dim, generator=torch.Generator().manual_seed(2), dtype=F64)
     values = target.constrain(z)
     for i in range(len(z)):
-        free = {
-            k: transforms[k](v[i]) if k in transforms else v[i] for k, v in values.items()
-        }
+        free = {k: transforms[k](v[i]) if k in transforms else v[i] for k, v in values.items()}
         torch.testing.assert_close(target.log_density(z[i]), -potential(free))
 
 
