@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from probcalc._check import unknown_name
 from probcalc._random import child, draw_seed
 from probcalc._table import text_table
 from probcalc._tree import Layout
@@ -34,6 +35,7 @@ from probcalc.result import Estimate, format_with_error
 from probcalc.status import Status
 
 _FORMAT = 1
+_MAX_ROWS = 60  # of a printed table
 _ROUNDING = 64  # units in the last place: a log density sums terms that cancel
 # flags under which weighted draws carry no usable error bar
 _NO_BAR = Status.UNRELIABLE_WEIGHTS | Status.IMPROPER | Status.UNBOUNDED | Status.NON_FINITE
@@ -212,12 +214,28 @@ class Posterior:
         z = target.unconstrain_rows(values)
         return self.guide.log_prob(self.params, z) - target.log_abs_det_jacobian(z)
 
-    def summary(self) -> str:
-        """Table of means, standard deviations and 90 % intervals, with the verdict below."""
-        header = ["", "mean", "sd", "5 %", "95 %"]
+    def summary(self, *sites: str) -> str:
+        """Table of means, standard deviations and 90 % intervals, with the verdict below.
+
+        Args:
+            *sites: Names of the sites to show; none: all, the middle of a long table left out.
+
+        Raises:
+            ValueError: For an unknown site, naming the nearest.
+        """
+        for site in sites:
+            if site not in self.layout.shapes:
+                raise ValueError(unknown_name("site", site, self.layout.shapes))
+        chosen = [i for i, n in enumerate(self.names) if not sites or n.split("[")[0] in sites]
+        left_out = len(chosen) - _MAX_ROWS
+        if left_out > 0 and not sites:
+            chosen = chosen[: _MAX_ROWS // 2] + chosen[-_MAX_ROWS // 2 :]
         columns = [self._mean, self._std, *self._ends]
-        rows = [[name, *(_cell(e, i) for e in columns)] for i, name in enumerate(self.names)]
-        return "\n".join([text_table(header, rows), "", *self.verdict_lines()])
+        rows = [[self.names[i], *(_cell(e, i) for e in columns)] for i in chosen]
+        if left_out > 0 and not sites:
+            rows.insert(_MAX_ROWS // 2, [f"... {left_out} more", "", "", "", ""])
+        table = text_table(["", "mean", "sd", "5 %", "95 %"], rows)
+        return "\n".join([table, "", *self.verdict_lines()])
 
     def verdict_lines(self) -> list[str]:
         """ELBO, evidence, k̂, cost and verdict, one line each."""

@@ -119,6 +119,19 @@ def test_summary_says_everything(skewed: pc.Posterior):
     assert f"{skewed.num_evals:,}" in text
 
 
+def test_summary_of_some_sites_and_of_many_values():
+    target = Target.from_function(
+        lambda v: -0.5 * sum(x.square().sum() for x in v.values()), {"a": (100,), "ab": ()}
+    )
+    p = pc.fit(target, generator=seeded(), max_evals=8192, restarts=2)
+    table = p.summary().split("\n\n")[0]
+    assert "... 41 more" in table
+    assert len(table.splitlines()) == 2 + 60 + 1
+    assert len(p.summary("ab").split("\n\n")[0].splitlines()) == 2 + 1
+    with pytest.raises(ValueError, match="unknown site 'abb'; did you mean 'ab'?"):
+        p.summary("abb")
+
+
 def test_bad_arguments_are_refused(skewed: pc.Posterior):
     with pytest.raises(ValueError, match="`level` must lie strictly between 0 and 1, got 1.0"):
         skewed.quantile(1.0)
