@@ -1,13 +1,15 @@
-"""Named tensors as one flat vector, and back."""
+"""Named tensors as one flat vector, and back; trees of tensors moved as a whole."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,28 @@ def _indices(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     for size in shape:
         indices = [(*index, i) for index in indices for i in range(size)]
     return indices
+
+
+def moved(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """The tree with its tensors on the device, floating ones in the dtype; the rest as it is."""
+
+    def move(x: Any) -> Any:
+        if not torch.is_tensor(x):
+            return x
+        return x.to(device, dtype) if x.is_floating_point() else x.to(device)
+
+    return pytree.tree_map(move, tree)
+
+
+def device_of(tree: Any, given: torch.device | str | None = None) -> torch.device:
+    """The device given, else the one device of the tree's tensors, else the CPU.
+
+    Raises:
+        ValueError: If the tensors lie on several devices.
+    """
+    if given is not None:
+        return torch.device(given)
+    devices = {t.device for t in pytree.tree_leaves(tree) if torch.is_tensor(t)}
+    if len(devices) > 1:
+        raise ValueError(f"the data lie on several devices: {sorted(map(str, devices))}.")
+    return devices.pop() if devices else torch.device("cpu")

@@ -146,7 +146,8 @@ class Estimate:
     def _monotone(self, fn: Any, name: str) -> Estimate:
         value, low, high = fn(self.value), *map(fn, self.interval())
         centre = value.detach()
-        error = torch.maximum((centre - low).abs(), (high - centre).abs()).nan_to_num(math.inf)
+        error = torch.maximum((centre - low).abs(), (high - centre).abs())
+        error = torch.where(error.isnan(), math.inf, error)
         return self._derived(value, error, self.confidence, f"{name} of {self.method}")
 
     def _derived(

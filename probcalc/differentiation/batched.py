@@ -61,10 +61,19 @@ def _masked_put(
     return torch.where(mask, values.reshape(()).to(x.dtype), x)
 
 
+def _log_ndtr(x: Tensor) -> Tensor:
+    """log Φ(x), by erfcx on the left; torch's own has no batching rule."""
+    left = x.clamp(max=-1.0)
+    tail = (0.5 * torch.special.erfcx(-left / 2**0.5)).log() - 0.5 * left.square()
+    body = torch.log1p(-0.5 * torch.erfc(x.clamp(min=-1.0) / 2**0.5))
+    return torch.where(x < -1.0, tail, body)
+
+
 # operations written out while tracing, as `make_fx` takes them
 _SHORTER = {
     aten.binary_cross_entropy_with_logits.default: _bernoulli_loss,
     aten.index_put.default: _masked_put,
+    aten.special_log_ndtr.default: _log_ndtr,
 }
 
 # fn(z): (d,) -> (scalar, by-product of any one shape)
@@ -114,11 +123,21 @@ def trace(fn: Density, example: Float[Tensor, " d"]) -> BatchedDensity:
     batched = _graph_of(batch_fn, points)
     # outputs: grad, (value, by-product)
     flat = with_free_rows(simplify(_flattened(batched), points, rows=rows), rows)
+    _require_any_rows(flat, example)
     gradient = keep_outputs(flat, 1, 0)
     value, by_product = keep_outputs(flat, 1), keep_outputs(flat, 2)
     return BatchedDensity(
         value, gradient, by_product, "traced graph", _widest(single, example), is_promoted
     )
+
+
+def _require_any_rows(flat: fx.GraphModule, example: Tensor) -> None:
+    """An operation without a batching rule is unrolled row by row, and fits one number of rows."""
+    for rows in (1, 3):
+        try:
+            flat(example.expand(rows, -1).contiguous())
+        except (RuntimeError, IndexError) as error:
+            raise TraceError("an operation of the function cannot be batched by vmap") from error
 
 
 def _graph_of(fn: Callable[..., Any], example: Tensor) -> fx.GraphModule:

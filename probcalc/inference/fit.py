@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ from probcalc.inference.flat_model import Values
 from probcalc.inference.guides import FullRank, GaussianMixture, MeanField, StudentT
 from probcalc.inference.importance import Proposal, WeightedDraws, recentred, refitted
 from probcalc.inference.linear_response import elbo_gradient, elbo_hessian, response_covariance
+from probcalc.inference.modes import Mode, disagreement, grouped
 from probcalc.inference.posterior import Posterior
 from probcalc.inference.saa import Frame, SampleAverageFit, sample_average
 from probcalc.inference.target import Target
@@ -32,12 +32,9 @@ from probcalc.linalg import cholesky_or_none
 from probcalc.status import EstimateWarning, Status
 
 _STARTS, _DRAWS, _FRAME, _WEIGHTS = range(4)  # streams of the run's seed
-_SAME_MODE = 1.0  # largest distance, in guide sds, between restarts of one mode
-_NEGLIGIBLE = 12.0  # nats below the best at which a mode is dropped
 _ENOUGH = 0.4  # share of effective draws at which a trusted proposal is not improved further
 _GAIN = 1.1  # factor in effective draws below which a new proposal is no better
 _MAX_REFITS = 3
-_RUNAWAY = 25.0  # log scale or location at which an ELBO has no maximum
 _MANY = 100  # dimensions above which fewer restarts are made
 _UNTRACED_EVALS = 2**13  # default budget where every evaluation is a call of the function
 _MAX_DENSE = 512  # dimensions up to which a d × d covariance is formed
@@ -68,18 +65,6 @@ class SampleAverage:
             value = getattr(self, name)
             if value is not None and (value < 2 or value % 2):
                 raise ValueError(f"`{name}` must be even and at least 2, got {value}.")
-
-
-@dataclass(frozen=True, eq=False)
-class _Mode:
-    loc: Float[Tensor, " d"]
-    log_scale: Float[Tensor, " d"]
-    eps: Float[Tensor, "r m d"]
-    elbo: float
-
-    @property
-    def size(self) -> int:
-        return self.eps.shape[0]
 
 
 def fit(
@@ -173,7 +158,7 @@ class _Run:
 
     def modes(
         self, guide: MeanField, init: Values | None
-    ) -> tuple[list[_Mode], Status, tuple[str, ...]]:
+    ) -> tuple[list[Mode], Status, tuple[str, ...]]:
         """Solve the restarts, doubling the draws until they agree; group them."""
         d = self.target.dim
         loc = self.target.starts(self.restarts, child(self.seed, _STARTS))
@@ -183,15 +168,15 @@ class _Run:
         m = self.settings.num_draws or min(max(32, 2 * d), 256)
         while True:
             fitted = self._solved(self.target.value_and_grad, loc, log_scale, m)
-            modes, status, reasons = _grouped(fitted)
-            agreed = _disagreement(fitted, modes) <= self.settings.tolerance
+            modes, status, reasons = grouped(fitted)
+            agreed = disagreement(fitted, modes) <= self.settings.tolerance
             if agreed or 2 * m > self.settings.max_draws or status:
                 break
             m, loc, log_scale = 2 * m, fitted.loc, fitted.log_scale
         self.steps.append(f"mean-field SAA ({self.restarts} restarts × {m} draws)")
         return modes, status, reasons
 
-    def proposal(self, modes: list[_Mode], budget: Budget) -> WeightedDraws:
+    def proposal(self, modes: list[Mode], budget: Budget) -> WeightedDraws:
         """Gaussians with linear-response covariance, one a mode."""
         locs, trils = zip(*(self._responded(mode) for mode in modes), strict=True)
         if len(modes) == 1:
@@ -200,7 +185,7 @@ class _Run:
         params = {"loc": torch.stack(locs), "scale_tril": torch.stack(trils)}
         return self._weighed(GaussianMixture(len(modes)), params, budget)
 
-    def improved(self, draws: WeightedDraws, modes: list[_Mode], budget: Budget) -> WeightedDraws:
+    def improved(self, draws: WeightedDraws, modes: list[Mode], budget: Budget) -> WeightedDraws:
         """Better proposals while the weights are uneven."""
         best = draws
         if len(modes) == 1 and self.target.dim <= _MAX_DENSE:
@@ -246,12 +231,12 @@ class _Run:
         origin = torch.zeros(self.restarts, self.target.dim).to(draws.z)
         m = min(max(64, 4 * self.target.dim), 512)
         fitted = self._solved(frame.pull_back(self.target.value_and_grad), origin, origin, m)
-        loc, tril = self._responded(_grouped(fitted)[0][0], frame)
+        loc, tril = self._responded(grouped(fitted)[0][0], frame)
         params = {"loc": frame.to_z(loc), "scale_tril": frame.basis @ tril}
         return self._weighed(draws.guide, params, budget), "whitened SAA"
 
     def _responded(
-        self, mode: _Mode, frame: Frame | None = None
+        self, mode: Mode, frame: Frame | None = None
     ) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
         """A mode after a Newton step over the draws of all its restarts, with its covariance."""
         d = self.target.dim
@@ -293,61 +278,6 @@ class _Run:
         self.num_evals += evals
         if self._progress:
             self._progress(self.steps[-1] if self.steps else "optimising", self.num_evals)
-
-
-def _grouped(fitted: SampleAverageFit) -> tuple[list[_Mode], Status, tuple[str, ...]]:
-    """Restarts in groups of one mode each, best first; failed ones only where all failed."""
-    status = fitted.solution.status
-    good = (status == Status.OK) & fitted.elbo.isfinite()
-    flags, reasons = Status.OK, ()
-    if not bool(good.any()):
-        flags, reasons = _failure(fitted)
-        good = fitted.elbo.nan_to_num(-math.inf) == fitted.elbo.nan_to_num(-math.inf).max()
-    order = fitted.elbo.argsort(descending=True)
-    order = order[good[order]]
-    groups: list[list[int]] = []
-    for i in order.tolist():
-        s = fitted.log_scale[i].exp()
-        for group in groups:
-            if float(((fitted.loc[i] - fitted.loc[group[0]]) / s).abs().max()) < _SAME_MODE:
-                group.append(i)
-                break
-        else:
-            groups.append([i])
-    modes = [_averaged(fitted, group) for group in groups]
-    return [m for m in modes if m.elbo > modes[0].elbo - _NEGLIGIBLE], flags, reasons
-
-
-def _averaged(fitted: SampleAverageFit, group: list[int]) -> _Mode:
-    return _Mode(
-        fitted.loc[group].mean(dim=0),
-        fitted.log_scale[group].mean(dim=0),
-        fitted.eps[group],
-        float(fitted.elbo[group].mean()),
-    )
-
-
-def _failure(fitted: SampleAverageFit) -> tuple[Status, tuple[str, ...]]:
-    runaway = (fitted.log_scale > _RUNAWAY).any(dim=1) | (fitted.loc.abs() > 1e8).any(dim=1)
-    endless = (fitted.solution.status & Status.UNBOUNDED) != 0
-    if bool((runaway | endless).any()):
-        return Status.IMPROPER, ("the ELBO has no maximum: it grows without bound",)
-    why = (
-        f"no restart converged in {int(fitted.solution.num_evals.max())} steps "
-        f"(smallest gradient {float(fitted.solution.grad_norm.min()):.1e})"
-    )
-    return Status.NOT_CONVERGED, (why,)
-
-
-def _disagreement(fitted: SampleAverageFit, modes: list[_Mode]) -> float:
-    """Standard error of the best mode's location over randomisations, in guide sds."""
-    mode = modes[0]
-    if mode.size < 2:
-        return math.inf
-    s = mode.log_scale.exp()
-    near = ((fitted.loc - mode.loc) / s).abs().amax(dim=1) < _SAME_MODE
-    spread = fitted.loc[near].std(dim=0) / s
-    return float(spread.max()) / int(near.sum()) ** 0.5
 
 
 def _is_even(draws: WeightedDraws) -> bool:

@@ -114,7 +114,8 @@ def weighted_draws(
         num_replicates * k, num_draws // k, b, generator=generator, dtype=params["loc"].dtype
     )
     z, log_q = guide.transform(params, eps.reshape(num_replicates, -1, b))
-    log_ratios = (log_density(z) - log_q).nan_to_num(nan=-torch.inf)
+    log_ratios = log_density(z) - log_q
+    log_ratios = torch.where(log_ratios.isnan(), -torch.inf, log_ratios)
     if before is not None:
         z = torch.cat([before.z, z], dim=1)
         log_ratios = torch.cat([before.log_ratios, log_ratios], dim=1)

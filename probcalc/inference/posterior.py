@@ -16,10 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from probcalc._check import unknown_name
 from probcalc._random import child, draw_seed
-from probcalc._table import text_table
 from probcalc._tree import Layout
+from probcalc.inference import summary
 from probcalc.inference.flat_model import Values
 from probcalc.inference.guides import GUIDES, Guide
 from probcalc.inference.moments import (
@@ -30,12 +29,10 @@ from probcalc.inference.moments import (
     weighted_quantile,
 )
 from probcalc.inference.target import Target
-from probcalc.integration.tails import khat_limit
-from probcalc.result import Estimate, format_with_error
+from probcalc.result import Estimate
 from probcalc.status import Status
 
 _FORMAT = 1
-_MAX_ROWS = 60  # of a printed table
 _ROUNDING = 64  # units in the last place: a log density sums terms that cancel
 # flags under which weighted draws carry no usable error bar
 _NO_BAR = Status.UNRELIABLE_WEIGHTS | Status.IMPROPER | Status.UNBOUNDED | Status.NON_FINITE
@@ -223,32 +220,11 @@ class Posterior:
         Raises:
             ValueError: For an unknown site, naming the nearest.
         """
-        for site in sites:
-            if site not in self.layout.shapes:
-                raise ValueError(unknown_name("site", site, self.layout.shapes))
-        chosen = [i for i, n in enumerate(self.names) if not sites or n.split("[")[0] in sites]
-        left_out = len(chosen) - _MAX_ROWS
-        if left_out > 0 and not sites:
-            chosen = chosen[: _MAX_ROWS // 2] + chosen[-_MAX_ROWS // 2 :]
-        columns = [self._mean, self._std, *self._ends]
-        rows = [[self.names[i], *(_cell(e, i) for e in columns)] for i in chosen]
-        if left_out > 0 and not sites:
-            rows.insert(_MAX_ROWS // 2, [f"... {left_out} more", "", "", "", ""])
-        table = text_table(["", "mean", "sd", "5 %", "95 %"], rows)
-        return "\n".join([table, "", *self.verdict_lines()])
+        return "\n".join([*summary.table(self, sites), "", *self.verdict_lines()])
 
     def verdict_lines(self) -> list[str]:
         """ELBO, evidence, k̂, cost and verdict, one line each."""
-        limit = khat_limit(self.log_ratios.numel())
-        lines = [
-            f"ELBO          {self.elbo._numbers()}",
-            f"log evidence  {self.log_evidence._numbers()}",
-            f"k-hat         {self.khat:.2f} (reliable below {limit:.2f})",
-            f"evaluations   {self.num_evals:,}",
-            f"method        {self.method}",
-            f"verdict       {self.verdict.upper()}",
-        ]
-        return lines + [f"              {reason}" for reason in self.reasons]
+        return summary.verdict_lines(self)
 
     def __repr__(self) -> str:
         return f"Posterior of {len(self.names)} values: {self.verdict}\n{self.summary()}"
@@ -323,13 +299,6 @@ class Posterior:
         (_, mean_moved), (_, std_moved) = self._judged_moments
         return bool((mean_moved | std_moved).any())
 
-    @cached_property
-    def _ends(self) -> tuple[Estimate, Estimate]:
-        ends = (0.05, 0.95)
-        return tuple(
-            weighted_quantile(self.x, self._weights, level, self.confidence) for level in ends
-        )
-
     def _judged(self, plain: Tensor, weighted: Estimate, scale: Tensor) -> tuple[Estimate, Tensor]:
         estimate, moved = kept_unless_moved(plain, weighted, scale)
         named = replace(estimate, num_evals=self.num_evals, method=self.method)
@@ -384,7 +353,3 @@ def load_posterior(path: str | Path, target: Target | None = None) -> Posterior:
         seed=record["seed"],
         target=target,
     )
-
-
-def _cell(estimate: Estimate, i: int) -> str:
-    return format_with_error(float(estimate.value[i]), float(estimate.error[i]))

@@ -21,11 +21,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.utils import _pytree as pytree
 
 from probcalc._check import require_finite
 from probcalc._random import forked
-from probcalc._tree import Layout
+from probcalc._tree import Layout, moved
 from probcalc.inference.flat_model import FlatModel, Values, require_inside
 from probcalc.inference.scope import model_scope
 
@@ -54,7 +53,7 @@ def from_pyro(
             site that cannot be enumerated, or a support without a bijection; each names the
             site and what to do.
     """
-    args, kwargs = pytree.tree_map(lambda x: _moved(x, device, dtype), (args, kwargs))
+    args, kwargs = moved((args, kwargs), device, dtype)
     prototype, complaint = _prototype(model, args, kwargs, device, dtype)
     _refuse_unsupported(prototype)
     latent, discrete = _latent_sites(prototype)
@@ -144,12 +143,6 @@ def _contracted(trace: poutine.Trace, nesting: int) -> Tensor:
 
 def _summed(trace: poutine.Trace) -> Tensor:
     return torch.as_tensor(trace.log_prob_sum())
-
-
-def _moved(x: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    if not torch.is_tensor(x):
-        return x
-    return x.to(device, dtype) if x.is_floating_point() else x.to(device)
 
 
 def _prototype(

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from probcalc._check import require_finite
 from probcalc._random import child, draw_seed
-from probcalc._tree import Layout
+from probcalc._tree import Layout, device_of, moved
 from probcalc.differentiation.batched import (
     BatchedDensity,
     TraceError,
@@ -129,18 +129,18 @@ class Target:
         _check_rows(data)
 
         def build(device: torch.device, dtype: torch.dtype) -> FlatModel:
-            moved = _moved(data, device, dtype)
+            there = None if data is None else moved(data, device, dtype)
             return flat_model.from_function(
                 log_joint,
                 shapes,
                 constraints or {},
                 log_likelihood=log_likelihood,
-                data=moved,
+                data=there,
                 dtype=dtype,
             )
 
         source = (log_joint, (shapes, constraints, log_likelihood, data))
-        return _built(build, _device_of(data, device), dtype, source)
+        return _built(build, device_of(data, device), dtype, source)
 
     @classmethod
     def from_distribution(
@@ -191,7 +191,7 @@ class Target:
         def build(device: torch.device, dtype: torch.dtype) -> FlatModel:
             return pyro_bridge.from_pyro(model, args, kwargs, device=device, dtype=dtype)
 
-        device = _device_of((args, kwargs), pyro_device)
+        device = device_of((args, kwargs), pyro_device)
         return _built(build, device, pyro_dtype, (model, (args, kwargs)))
 
     @property
@@ -256,12 +256,11 @@ class Target:
         Raises:
             ValueError: For a missing site, a wrong shape or a value outside its support.
         """
-        return self.model.unconstrain(_moved(values, self.device, self.dtype), True)
+        return self.model.unconstrain(self._own(values), True)
 
     def unconstrain_rows(self, values: Values) -> Float[Tensor, "n d"]:
         """Unconstrained vectors of many sets of values, along the first axis; unchecked."""
-        moved = _moved(values, self.device, self.dtype)
-        return vmap(lambda v: self.model.unconstrain(v, False))(moved)
+        return vmap(lambda v: self.model.unconstrain(v, False))(self._own(values))
 
     def starts(self, num: int, generator: torch.Generator | None = None) -> Float[Tensor, "n d"]:
         """Random vectors at which the density and its gradient are finite.
@@ -299,6 +298,12 @@ class Target:
     ) -> Float[Tensor, "n d d"]:
         """Second derivatives of the log density (see `central_hessian`)."""
         return central_hessian(lambda x: self.value_and_grad(x)[1], z, scale)
+
+    def _own(self, values: Values) -> Values:
+        return {
+            name: torch.as_tensor(value, dtype=self.dtype, device=self.device)
+            for name, value in values.items()
+        }
 
     @property
     def _chunk(self) -> int:
@@ -362,21 +367,3 @@ def _check_rows(data: Any) -> None:
             "`data` must hold tensors with the same number of observations, at least 1, along "
             f"their first axis; got {sorted(counts)} rows."
         )
-
-
-def _moved(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    def move(x: Any) -> Any:
-        if not torch.is_tensor(x):
-            return torch.as_tensor(x, dtype=dtype, device=device)
-        return x.to(device, dtype) if x.is_floating_point() else x.to(device)
-
-    return pytree.tree_map(move, tree) if tree is not None else None
-
-
-def _device_of(tree: Any, given: torch.device | str | None) -> torch.device:
-    if given is not None:
-        return torch.device(given)
-    devices = {t.device for t in pytree.tree_leaves(tree) if torch.is_tensor(t)}
-    if len(devices) > 1:
-        raise ValueError(f"the data lie on several devices: {sorted(map(str, devices))}.")
-    return devices.pop() if devices else torch.device("cpu")
