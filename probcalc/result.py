@@ -88,7 +88,10 @@ class Estimate:
         # rounding of the sum, so that equal replicates do not claim to be exact
         rounding = mean.detach().abs() * torch.finfo(values.dtype).eps * r**0.5
         error = half_width(std_error, r - 1, confidence) + rounding
-        return cls(mean, error, std_error, float(r - 1), confidence, **kwargs)
+        bad = ~values.detach().isfinite().all(dim=0)
+        error = torch.where(bad, math.inf, error)
+        status = torch.where(bad, Status.NON_FINITE, Status.OK) | kwargs.pop("status", 0)
+        return cls(mean, error, std_error, float(r - 1), confidence, status, **kwargs)
 
     @property
     def ok(self) -> bool:
@@ -115,7 +118,7 @@ class Estimate:
         if not 0.0 < level < 1.0:
             raise ValueError(f"`level` must lie strictly between 0 and 1, got {level}.")
         if self.std_error is None:
-            if level > self.confidence:
+            if level > self.confidence and bool((self.error != 0).any()):
                 raise ValueError(
                     f"this error bar was made for {self.confidence:.0%} and has no standard "
                     f"error to widen it to {level:.1%}; ask the method for that `confidence`."
@@ -147,7 +150,6 @@ class Estimate:
         value, low, high = fn(self.value), *map(fn, self.interval())
         centre = value.detach()
         error = torch.maximum((centre - low).abs(), (high - centre).abs())
-        error = torch.where(error.isnan(), math.inf, error)
         return self._derived(value, error, self.confidence, f"{name} of {self.method}")
 
     def _derived(
@@ -158,25 +160,27 @@ class Estimate:
         for other in others:
             status = status | other.status
             num_evals = num_evals + other.num_evals
+        # 0 · inf: nothing is known of it
+        error = torch.where(error.isnan(), math.inf, error)
         return Estimate(value, error, None, None, confidence, status, num_evals, method)
 
     def _scaled(self, factor: Any) -> Estimate:
         size = factor.detach().abs() if torch.is_tensor(factor) else abs(factor)
         std_error = None if self.std_error is None else self.std_error * size
-        return replace(
-            self,
-            value=self.value * factor,
-            error=self.error * size,
-            std_error=std_error,
-            covariance=None,
-        )
+        error = self.error * size
+        error = torch.where(error.isnan(), math.inf, error)
+        value = self.value * factor
+        return replace(self, value=value, error=error, std_error=std_error, covariance=None)
 
     def __neg__(self) -> Estimate:
         return self._scaled(-1.0)
 
     def __add__(self, other: Any) -> Estimate:
         if not isinstance(other, Estimate):
-            return replace(self, value=self.value + other)
+            value = self.value + other
+            ones = torch.ones_like(value, requires_grad=False)  # the sum may have more axes
+            std_error = None if self.std_error is None else self.std_error * ones
+            return replace(self, value=value, error=self.error * ones, std_error=std_error)
         both = _union_bound(self, other)
         return self._derived(
             self.value + other.value, self.error + other.error, both, "sum", other
@@ -227,10 +231,16 @@ class Estimate:
         raise TypeError("an Estimate has no truth value; use `.ok`, or compare `.value`.")
 
     def __getitem__(self, index: Any) -> Estimate:
-        def pick(x: Any) -> Any:
-            return x[index] if torch.is_tensor(x) and x.shape == self.value.shape else x
+        shape = self.value.shape
 
-        return replace(self, **{f.name: pick(getattr(self, f.name)) for f in fields(self)})
+        def pick(x: Any) -> Any:
+            if not torch.is_tensor(x) or x.shape != shape[: x.ndim]:
+                return x
+            # flags and counts may belong to the batch alone
+            return x.reshape(x.shape + (1,) * (len(shape) - x.ndim)).expand(shape)[index]
+
+        picked = {f.name: pick(getattr(self, f.name)) for f in fields(self)}
+        return replace(self, **{**picked, "covariance": None})
 
     def __repr__(self) -> str:
         how = f"{self.method}, " if self.method else ""
@@ -250,6 +260,11 @@ class Estimate:
         return f"{tuple(value.shape)} values, each ± at most {widest:.1e}"
 
 
+_DIGITS = 15  # of a float64 that mean anything
+_WIDEST = 12  # digits before the point that are still written out
+_PLAIN = (1e-4, 1e5)  # error bars written without an exponent
+
+
 def _union_bound(a: Estimate, b: Estimate) -> float:
     return max(0.0, a.confidence + b.confidence - 1.0)
 
@@ -266,12 +281,13 @@ def format_with_error(value: float, error: float) -> str:
         return f"{value:.6g} ± {error:.2g}"
     if error == 0.0:
         return f"{value:.10g} ± 0"
-    digits = min(12, max(0, 1 - math.floor(math.log10(error))))
-    if 1e-4 <= error < 1e5 and abs(value) < 1e9:
-        return f"{value:.{digits}f} ± {error:.{digits}f}"
-    if abs(value) < 1e6 and error < 1:
-        return f"{value:.{digits}f} ± {error:.0e}"
-    return f"{value:.6e} ± {error:.0e}"
+    last = math.floor(math.log10(error)) - 1  # power of ten of the last digit worth printing
+    first = math.floor(math.log10(max(abs(value), error)))
+    if not -5 <= first < _WIDEST:
+        return f"{value:.{min(first - last, _DIGITS)}e} ± {error:.0e}"
+    decimals = max(0, min(-last, _DIGITS - first))
+    bar = f"{error:.{decimals}f}" if _PLAIN[0] <= error < _PLAIN[1] else f"{error:.0e}"
+    return f"{value:.{decimals}f} ± {bar}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,19 +329,23 @@ def _register(cls: type) -> None:
 
     def flatten(result: Any) -> tuple[list[Any], Any]:
         values = [getattr(result, name) for name in names]
-        leaf = [torch.is_tensor(v) or isinstance(v, dict) for v in values]
+        leaf = getattr(result, "_leaf", None)
+        if leaf is None:
+            leaf = tuple(torch.is_tensor(v) or isinstance(v, dict) for v in values)
         static = tuple(None if is_leaf else v for v, is_leaf in zip(values, leaf, strict=True))
         return [v for v, is_leaf in zip(values, leaf, strict=True) if is_leaf], (
-            tuple(leaf),
+            leaf,
             static,
         )
 
     def unflatten(leaves: Any, context: Any) -> Any:
         leaf, static = context
         rest = iter(leaves)
-        return cls(
-            *[next(rest) if is_leaf else v for is_leaf, v in zip(leaf, static, strict=True)]
-        )
+        values = [next(rest) if is_leaf else v for is_leaf, v in zip(leaf, static, strict=True)]
+        result = cls(*values)
+        # torch.func also fills trees with numbers: which fields are leaves must not change then
+        object.__setattr__(result, "_leaf", leaf)
+        return result
 
     pytree.register_pytree_node(
         cls, flatten, unflatten, serialized_type_name=f"probcalc.result.{cls.__name__}"
