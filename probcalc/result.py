@@ -21,7 +21,7 @@ from probcalc.status import EstimateWarning, Status
 
 
 def half_width(
-    std_error: Float[Tensor, "*shape"], dof: float | None, confidence: float
+    std_error: Float[Tensor, "*shape"], dof: float | int | None, confidence: float
 ) -> Float[Tensor, "*shape"]:
     """Half-width of the central interval of a Student t (normal where `dof` is None or inf)."""
     tail = 0.5 * (1.0 + confidence)

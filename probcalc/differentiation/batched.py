@@ -42,7 +42,7 @@ def _bernoulli_loss(
     weight: Tensor | None = None,
     pos_weight: Tensor | None = None,
     reduction: int = 1,
-) -> Tensor:
+) -> Any:
     """−log p of a Bernoulli: softplus(x) − y x, three operations where torch's vmap has twenty."""
     if weight is not None or pos_weight is not None:
         return NotImplemented
@@ -52,7 +52,7 @@ def _bernoulli_loss(
 
 def _masked_put(
     x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False
-) -> Tensor:
+) -> Any:
     """``x[mask] = value`` for one value: `where`, which vmap can batch."""
     mask = indices[0]
     simple = len(indices) == 1 and mask is not None and mask.dtype == torch.bool
@@ -62,7 +62,7 @@ def _masked_put(
 
 
 def _log_ndtr(x: Tensor) -> Tensor:
-    """log Φ(x), by erfcx on the left; torch's own has no batching rule."""
+    """Log Φ(x), by erfcx on the left; torch's own has no batching rule."""
     left = x.clamp(max=-1.0)
     tail = (0.5 * torch.special.erfcx(-left / 2**0.5)).log() - 0.5 * left.square()
     body = torch.log1p(-0.5 * torch.erfc(x.clamp(min=-1.0) / 2**0.5))
@@ -155,7 +155,7 @@ def _traced(fn: Callable[..., Any], example: Tensor) -> fx.GraphModule:
         with tracing(context):
             return make_fx(fn, _SHORTER)(example)
     except Exception as error:  # whatever the user's function raises under tracing
-        reason = str(error).splitlines()[0] if str(error) else "no message"
+        reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else "no message"
         raise TraceError(f"{type(error).__name__}: {reason}") from error
 
 

@@ -123,9 +123,7 @@ class Posterior:
         """
         if not 0.0 < level < 1.0:
             raise ValueError(f"`level` must lie strictly between 0 and 1, got {level}.")
-        weighted = weighted_quantile(self.x, self._weights, level, self.confidence)
-        plain = weighted_quantile(self.x, self._equal_weights, level, self.confidence)
-        return self._by_site(self._judged(plain.value, weighted, self._plain_std)[0])
+        return self._by_site(self._quantile(level))
 
     def expect(self, fn: Callable[[Values], Tensor]) -> Estimate:
         """Posterior expectation of a function of the constrained values.
@@ -249,7 +247,7 @@ class Posterior:
             "seed": self.seed,
         }
         save_file(
-            {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+            {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()},
             str(path),
             metadata={"probcalc": json.dumps(record)},
         )
@@ -293,6 +291,11 @@ class Posterior:
     @property
     def _std(self) -> Estimate:
         return self._judged_moments[1][0]
+
+    def _quantile(self, level: float) -> Estimate:
+        weighted = weighted_quantile(self.x, self._weights, level, self.confidence)
+        plain = weighted_quantile(self.x, self._equal_weights, level, self.confidence)
+        return self._judged(plain.value, weighted, self._plain_std)[0]
 
     @cached_property
     def _is_corrected(self) -> bool:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from probcalc._check import unknown_name
 from probcalc._table import text_table
-from probcalc.inference.moments import weighted_quantile
 from probcalc.integration.tails import khat_limit
 from probcalc.result import Estimate, format_with_error
 
@@ -27,9 +26,7 @@ def table(posterior: Posterior, sites: tuple[str, ...]) -> list[str]:
         if site not in posterior.layout.shapes:
             raise ValueError(unknown_name("site", site, posterior.layout.shapes))
     mean, std = posterior._mean, posterior._std
-    ends = [
-        weighted_quantile(posterior.x, posterior._weights, q, posterior.confidence) for q in _ENDS
-    ]
+    ends = [posterior._quantile(level) for level in _ENDS]
     names = posterior.names
     chosen = [i for i, n in enumerate(names) if not sites or n.split("[")[0] in sites]
     rows = [[names[i], *(_cell(e, i) for e in (mean, std, *ends))] for i in chosen]

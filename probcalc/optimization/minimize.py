@@ -7,7 +7,7 @@ itself, for callers that have a batched value and gradient already.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ from probcalc.status import Status
 Oracle = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+@runtime_checkable
 class Method(Protocol):
     """What `descend` asks of a method: a functional core with one evaluation a step."""
 

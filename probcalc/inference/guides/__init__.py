@@ -6,7 +6,7 @@ leading axes of the parameters are independent fits and draws can be held still.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from probcalc.inference.guides.full_rank import FullRank
 from probcalc.inference.guides.mean_field import MeanField
@@ -28,6 +28,7 @@ GUIDES = {
 __all__ = ["GUIDES", "FullRank", "GaussianMixture", "Guide", "MeanField", "StudentT"]
 
 
+@runtime_checkable
 class Guide(Protocol):
     """What every guide offers; `params` maps names to tensors ``(*batch, ...)``.
 
