@@ -66,7 +66,7 @@ class Estimate:
     covariance: Float[Tensor, " ..."] | None = None
 
     @classmethod
-    def exact(cls, value: Float[Tensor, " ..."] | float, **kwargs: Any) -> Estimate:
+    def exact(cls, value: Float[Tensor, " ..."] | float | int, **kwargs: Any) -> Estimate:
         """A number known without error, such as a closed form or a given constant."""
         value = torch.as_tensor(value, dtype=None if torch.is_tensor(value) else torch.float64)
         return cls(value, torch.zeros_like(value.detach()), **kwargs)
@@ -342,9 +342,10 @@ def _register(cls: type) -> None:
         leaf, static = context
         rest = iter(leaves)
         values = [next(rest) if is_leaf else v for is_leaf, v in zip(leaf, static, strict=True)]
-        result = cls(*values)
-        # torch.func also fills trees with numbers: which fields are leaves must not change then
-        object.__setattr__(result, "_leaf", leaf)
+        # torch.func also fills trees with other things than tensors: nothing may be checked, and
+        # which fields are leaves must not change
+        result = object.__new__(cls)
+        result.__dict__.update(zip(names, values, strict=True), _leaf=leaf)
         return result
 
     pytree.register_pytree_node(

@@ -8,7 +8,8 @@ leaves torch (NumPy, `.item()`, random draws).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,6 +79,7 @@ _SHORTER = {
 
 # fn(z): (d,) -> (scalar, by-product of any one shape)
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]
+_NUM_TRIES = 3  # numbers of rows at which a batch is traced before giving up
 _LIVE_VALUES = 4  # of the widest size that a gradient holds at a time, roughly
 _PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
 
@@ -112,47 +114,75 @@ def trace(fn: Density, example: Float[Tensor, " d"]) -> BatchedDensity:
     Raises:
         TraceError: Where the trace fails (control flow on a value) or would freeze random draws.
     """
-    raw = _graph_of(fn, example)
+    raw = _traced(fn, example)
     if is_random(raw.graph):
         raise TraceError("the function draws random numbers")
     raw, is_promoted = promoted(raw, example.dtype)
-    single = simplify(raw, example)
-    batch_fn = vmap(grad_and_value(lambda z: tuple(single(z)), has_aux=True))
-    rows = _unused_prime(single, example)
-    points = example.expand(rows, -1).contiguous()
-    batched = _graph_of(batch_fn, points)
-    # outputs: grad, (value, by-product)
-    flat = with_free_rows(simplify(_flattened(batched), points, rows=rows), rows)
-    _require_any_rows(flat, example)
+    flat = _batched(raw, example)
     gradient = keep_outputs(flat, 1, 0)
     value, by_product = keep_outputs(flat, 1), keep_outputs(flat, 2)
     return BatchedDensity(
-        value, gradient, by_product, "traced graph", _widest(single, example), is_promoted
+        value, gradient, by_product, "traced graph", _widest(raw, example), is_promoted
     )
 
 
-def _require_any_rows(flat: fx.GraphModule, example: Tensor) -> None:
-    """An operation without a batching rule is unrolled row by row, and fits one number of rows."""
+def _batched(raw: fx.GraphModule, example: Tensor) -> fx.GraphModule:
+    """Graph of gradient, value and by-product over any number of rows.
+
+    vmap knows some operations only in place and others only out of place: where the function
+    writes in place, both forms are tried.
+    """
+    if not mutates(raw.graph):
+        return _differentiated(simplify(raw, example), example)
+    try:
+        return _differentiated(simplify(_functional(raw, example), example), example)
+    except TraceError:
+        return _differentiated(raw, example)
+
+
+def _differentiated(single: fx.GraphModule, example: Tensor) -> fx.GraphModule:
+    batch_fn = vmap(grad_and_value(lambda z: tuple(single(z)), has_aux=True))
+    for rows in _unused_primes(single, example):
+        points = example.expand(rows, -1).contiguous()
+        batched = _traced(batch_fn, points)
+        if mutates(batched.graph):  # so do some of torch's own compositions
+            batched = _functional(batched, points)
+        # outputs: grad, (value, by-product)
+        flat = with_free_rows(simplify(_flattened(batched), points, rows=rows), rows)
+        if _fits(flat, batch_fn, example):
+            return flat
+    raise TraceError("no graph that fits every number of rows")
+
+
+def _fits(flat: fx.GraphModule, batch_fn: Callable[..., Any], example: Tensor) -> bool:
+    """Does the graph hold for other numbers of rows than the one it was traced at?
+
+    A constant that happens to equal that number is the danger.
+    """
+    rtol = torch.finfo(example.dtype).eps ** 0.5
     for rows in (1, 3):
+        points = example * torch.linspace(0.9, 1.1, rows).to(example)[:, None]
+        grad, (value, by_product) = batch_fn(points)
+        expected = (grad, value, by_product)
         try:
-            flat(example.expand(rows, -1).contiguous())
-        except (RuntimeError, IndexError) as error:
-            raise TraceError("an operation of the function cannot be batched by vmap") from error
+            close = all(_close(a, b, rtol) for a, b in zip(flat(points), expected, strict=True))
+        except (RuntimeError, IndexError):
+            return False
+        if not close:
+            return False
+    return True
 
 
-def _graph_of(fn: Callable[..., Any], example: Tensor) -> fx.GraphModule:
-    graph = _traced(fn, example)
-    if mutates(graph.graph):
-        # a user's function may write in place, and so do torch's own compositions
-        graph = _traced(_traced(functionalize(graph), example), example)
-    return graph
+def _functional(module: Callable[..., Any], example: Tensor) -> fx.GraphModule:
+    """The graph without in-place operations, its decompositions applied afterwards."""
+    return _traced(_traced(functionalize(module), example), example)
 
 
 def _traced(fn: Callable[..., Any], example: Tensor) -> fx.GraphModule:
     # one fake mode for all nodes: by default make_fx makes one a node, which doubles its time
     context = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
     try:
-        with tracing(context):
+        with tracing(context), _no_fallback():
             return make_fx(fn, _SHORTER)(example)
     except Exception as error:  # whatever the user's function raises under tracing
         reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else "no message"
@@ -243,12 +273,24 @@ def _widest(module: fx.GraphModule, example: Tensor) -> int:
     return _LIVE_VALUES * max([example.nbytes, *sizes])
 
 
-def _unused_prime(module: fx.GraphModule, example: Tensor) -> int:
+def _unused_primes(module: fx.GraphModule, example: Tensor) -> list[int]:
+    """Numbers of rows that no size or number of the function can be taken for."""
     sizes = integers(module.graph)
     for value in node_values(module, example).values():
         for tensor in value if isinstance(value, (tuple, list)) else (value,):
             sizes.update(tensor.shape if torch.is_tensor(tensor) else ())
-    for prime in _PRIMES:
-        if all(size % prime or size == 0 or size > 2**40 for size in sizes):
-            return prime
-    raise TraceError("no batch size that differs from every size in the function")
+    unused = [p for p in _PRIMES if all(n % p or n == 0 or n > 2**40 for n in sizes)]
+    if not unused:
+        raise TraceError("no batch size that differs from every size in the function")
+    return unused[:_NUM_TRIES]
+
+
+@contextmanager
+def _no_fallback() -> Iterator[None]:
+    """Let vmap refuse what it has no rule for, where it would unroll the rows with a warning."""
+    before = torch._C._functorch._is_vmap_fallback_enabled()
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._functorch._set_vmap_fallback_enabled(before)

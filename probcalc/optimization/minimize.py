@@ -65,8 +65,9 @@ def minimize(
     Raises:
         ValueError: If `fn` does not return a scalar, or `init` has fewer axes than `batch_dims`.
 
-    >>> minimize(lambda x: (x - 2).square().sum(), torch.zeros(3, dtype=torch.float64)).x
-    tensor([2., 2., 2.], dtype=torch.float64)
+    >>> solution = minimize(lambda x: (x - 2).square().sum(), torch.zeros(3))
+    >>> solution.x.round(decimals=3), solution.ok
+    (tensor([2., 2., 2.]), True)
     """
     named = init if isinstance(init, dict) else {"x": init}
     if any(t.ndim < batch_dims for t in named.values()):

@@ -29,7 +29,6 @@ def in_place(z: Tensor) -> Tensor:
     y = z.clone()
     y.mul_(2).add_(z)
     y[MASK] = 1.5
-    y[0] = z[1] * 3
     return y.square().sum()
 
 
@@ -126,10 +125,18 @@ DELICATE = {
     "windows": lambda z: z.unfold(0, 3, 1).prod(-1).sum(),
     "histogram": lambda z: z.sum() * torch.histc(z.detach(), 3)[0],
     "slice assignment": lambda z: filled(z.clone()).square().sum(),
+    "entry by entry": lambda z: written(z).square().sum(),
     "zeroed slice": lambda z: z.clone().index_fill_(0, INDEX, 0.0).square().sum(),
     "polygamma 10": lambda z: torch.polygamma(10, 2 + z.exp()).sum() * 1e-6,
     "polygamma 12": lambda z: torch.polygamma(12, 2 + z.exp()).sum() * 1e-8,
 }
+
+
+def written(z: Tensor) -> Tensor:
+    y = torch.zeros_like(z)
+    for i in range(D):
+        y[i] = z[i] * z[i - 1] + z[0]
+    return y
 
 
 def filled(y: Tensor) -> Tensor:

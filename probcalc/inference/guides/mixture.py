@@ -61,4 +61,5 @@ class GaussianMixture:
         self, params: dict[str, Tensor], z: Float[Tensor, "*batch n d"]
     ) -> Float[Tensor, "*batch k n"]:
         """Log density of each component."""
-        return FullRank().log_prob(params, z[..., None, :, :])
+        copies = z.unsqueeze(-3).expand(*z.shape[:-2], self.num_components, *z.shape[-2:])
+        return FullRank().log_prob(params, copies)
