@@ -135,7 +135,7 @@ def first_draws(
 def _missing(x: Tensor, draws: WeightedDraws, budget: Budget) -> int:
     """Further draws a replicate that the tolerances ask for, within the budget; 0: none."""
     r, n = draws.log_ratios.shape
-    mean, std = weighted_moments(x, draws.weights, budget.confidence)
+    mean, std = weighted_moments(x, draws.weights, budget.confidence, draws.control(x))
     spread = std.value.clamp(min=1e-300)
     excess = torch.maximum(
         mean.error / (budget.mean_tolerance * spread), std.error / (budget.std_tolerance * spread)

@@ -2,9 +2,10 @@ r"""Importance sampling: weights, evidence, and a better proposal.
 
     E_p[h] ≈ Σ W_i h(z_i),   W ∝ p(z)/q(z) smoothed,   log Z ≈ log mean p(z)/q(z)
 
-Draws are moment matched in independent replicates, so a Gaussian density gives equal weights and
-exact moments. The proposal is refitted to the weighted moments while that lowers k̂ (adaptive
-importance sampling; Cappé, Douc, Guillin, Marin & Robert 2008).
+Draws come in independent replicates; the proposal's own moments, which are known, serve as
+control variates (see `moments`), so a Gaussian density gives equal weights and exact moments. The
+proposal is refitted to the weighted moments while that lowers k̂ (adaptive importance sampling;
+Cappé, Douc, Guillin, Marin & Robert 2008).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probcalc.inference.guides import FullRank, GaussianMixture, StudentT
-from probcalc.integration.quasi_monte_carlo import matched_normal_draws
+from probcalc.inference.moments import Control, linear_control
+from probcalc.integration.quasi_monte_carlo import normal_draws
 from probcalc.integration.tails import khat_limit, smoothed_log_weights
 from probcalc.linalg import cholesky_or_none, symmetric
 
@@ -38,6 +40,10 @@ class WeightedDraws:
     khat: float
     guide: Proposal
     params: dict[str, Tensor]
+
+    def control(self, h: Float[Tensor, "r n p"]) -> Control:
+        """The linear part of a function of the draws, with its exact moments."""
+        return linear_control(self.z, h, *self.guide.moments(self.params))
 
     @property
     def weights(self) -> Float[Tensor, "r n"]:
@@ -110,7 +116,7 @@ def weighted_draws(
     """
     b = guide.base_dim(params["loc"].shape[-1])
     k = num_components(guide)
-    eps = matched_normal_draws(
+    eps = normal_draws(
         num_replicates * k, num_draws // k, b, generator=generator, dtype=params["loc"].dtype
     )
     z, log_q = guide.transform(params, eps.reshape(num_replicates, -1, b))

@@ -56,7 +56,9 @@ def grouped(fitted: SampleAverageFit) -> tuple[list[Mode], Status, tuple[str, ..
         else:
             groups.append([i])
     modes = [_averaged(fitted, group) for group in groups]
-    return [m for m in modes if m.elbo > modes[0].elbo - _NEGLIGIBLE], flags, reasons
+    best = modes[0]
+    kept = [m for m in modes if m is best or m.elbo > best.elbo - _NEGLIGIBLE]
+    return kept, flags, reasons
 
 
 def _averaged(fitted: SampleAverageFit, group: list[int]) -> Mode:

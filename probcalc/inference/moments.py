@@ -7,6 +7,8 @@ standard error is sd(e)/√R. Hampel (1974), The influence curve and its role in
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -14,49 +16,101 @@ from torch import Tensor
 from probcalc.result import Estimate, half_width
 
 _NEGLIGIBLE = 1e-6
+_FITTED = 4096  # draws on which the linear part of a function is fitted
 _ROUNDING = 64  # units in the last place of the largest term, for sums and for finding the guide
 
 
+@dataclass(frozen=True, eq=False)
+class Control:
+    """Control variate: the part of a function that is linear in the guide's draws.
+
+    Under the guide its mean is zero and its covariance is known, so what the draws make of them
+    is error that can be taken off. For a function that is linear and weights that are equal
+    nothing else is left, and moments are exact.
+
+    Args:
+        linear: The part at the draws.
+        covariance: Its covariance under the guide.
+    """
+
+    linear: Float[Tensor, "r n p"]
+    covariance: Float[Tensor, "p p"]
+
+
+def linear_control(
+    z: Float[Tensor, "r n d"],
+    h: Float[Tensor, "r n p"],
+    mean: Float[Tensor, " d"],
+    covariance: Float[Tensor, "d d"],
+) -> Control:
+    """Least-squares fit of h on the draws z of a guide with this mean and covariance."""
+    d = z.shape[-1]
+    centred = z - mean
+    some = max(_FITTED, 4 * d)
+    columns = centred.reshape(-1, d)[:some]
+    rows = h.reshape(-1, h.shape[-1])[:some]
+    a = torch.linalg.lstsq(_finite(columns), _finite(rows - rows.mean(dim=0))).solution  # (d, p)
+    return Control(centred @ a, a.mT @ covariance @ a)
+
+
 def weighted_mean(
-    h: Float[Tensor, "r n *out"], weights: Float[Tensor, "r n"], confidence: float
+    h: Float[Tensor, "r n p"],
+    weights: Float[Tensor, "r n"],
+    confidence: float,
+    control: Control | None = None,
 ) -> Estimate:
-    """Σ W h with its bar; `weights` sum to one over all draws."""
-    w = _aligned(weights, h)
-    mean = (w * h).sum(dim=(0, 1))
-    return _estimate(mean, (w * (h - mean)).sum(dim=1), h, confidence)
+    """Σ W h of every column with its bar; `weights` sum to one over all draws."""
+    mean = torch.einsum("rn,rnp->p", weights, h)
+    parts = torch.einsum("rn,rnp->rp", weights, h - mean)
+    scale = h.detach().abs().amax(dim=(0, 1))
+    return _controlled(mean, parts, _excess_of_mean(control, weights), scale, confidence)
 
 
 def weighted_moments(
-    x: Float[Tensor, "r n p"], weights: Float[Tensor, "r n"], confidence: float
+    x: Float[Tensor, "r n p"],
+    weights: Float[Tensor, "r n"],
+    confidence: float,
+    control: Control | None = None,
 ) -> tuple[Estimate, Estimate]:
-    """Mean and standard deviation of every column with their bars, in two passes over x."""
+    """Mean and standard deviation of every column with their bars."""
     w = weights[:, None, :]
     share = weights.sum(dim=1)[:, None]
     sums = (w @ x)[:, 0]  # (r, p)
-    mean = sums.sum(dim=0)
-    centred = x - mean
-    largest = centred.abs().amax(dim=(0, 1))
-    squares = (w @ centred.square_())[:, 0]
-    variance = squares.sum(dim=0)
-    std = variance.sqrt()
-    of_std = (squares - share * variance) / (2 * std.clamp(min=1e-300))
-    scale = (mean.abs() + largest).expand(1, 1, -1)
-    return (
-        _estimate(mean, sums - share * mean, scale, confidence),
-        _estimate(std, of_std, scale, confidence),
-    )
+    centre = sums.sum(dim=0)
+    scale = x.detach().abs().amax(dim=(0, 1))
+    parts = sums - share * centre
+    mean = _controlled(centre, parts, _excess_of_mean(control, weights), scale, confidence)
+    squares = (w @ (x - mean.value).square_())[:, 0]
+    plain = squares.sum(dim=0)
+    excess = None
+    if control is not None:
+        equal = torch.full_like(w, 1.0 / weights.numel())
+        squares_of_linear = (equal @ control.linear.square())[:, 0]
+        excess = squares_of_linear - control.covariance.diagonal() / weights.shape[0]
+    variance = _controlled(plain, squares - share * plain, excess, scale.square(), confidence)
+    return mean, _root(variance)
 
 
 def weighted_covariance(
-    x: Float[Tensor, "r n p"], weights: Float[Tensor, "r n"], confidence: float
+    x: Float[Tensor, "r n p"],
+    weights: Float[Tensor, "r n"],
+    confidence: float,
+    control: Control | None = None,
 ) -> Estimate:
     """Covariance matrix with its bar, elementwise."""
-    mean = (weights[..., None] * x).sum(dim=(0, 1))
+    mean = weighted_mean(x, weights, confidence, control).value
     centred = x - mean
     parts = centred.mT @ (weights[..., None] * centred)  # (r, p, p)
     covariance = parts.sum(dim=0)
     shares = weights.sum(dim=1)[:, None, None]
-    return _estimate(covariance, parts - shares * covariance, centred.square(), confidence)
+    excess = None
+    if control is not None:
+        c, n = control.linear, weights.numel()
+        excess = c.mT @ c / n - control.covariance / weights.shape[0]
+    scale = centred.detach().square().amax(dim=(0, 1)).sqrt()
+    return _controlled(
+        covariance, parts - shares * covariance, excess, scale[:, None] * scale, confidence
+    )
 
 
 def weighted_quantile(
@@ -103,17 +157,45 @@ def kept_unless_moved(
     return estimate, moved
 
 
-def _estimate(value: Tensor, parts: Tensor, scale: Tensor, confidence: float) -> Estimate:
-    """Bar from the replicates' parts (they sum to zero), rounding of sums of `scale` included."""
+def _finite(rows: Tensor) -> Tensor:
+    return torch.where(rows.isfinite(), rows, 0.0)
+
+
+def _excess_of_mean(control: Control | None, weights: Tensor) -> Tensor | None:
+    return None if control is None else control.linear.sum(dim=1) / weights.numel()
+
+
+def _controlled(
+    value: Tensor, parts: Tensor, excess: Tensor | None, scale: Tensor, confidence: float
+) -> Estimate:
+    """Bar from the replicates' parts (they sum to zero); `excess` is taken off both.
+
+    Args:
+        value: Of all replicates together.
+        parts: Contribution of each replicate to the error, along the first axis.
+        excess: What each replicate makes of a quantity that is zero.
+        scale: Size of the terms, for the rounding of their sum.
+        confidence: Of the bar.
+    """
+    if excess is not None:
+        value, parts = value - excess.sum(dim=0), parts - excess
     r = parts.shape[0]
     std_error = (parts * r).std(dim=0) / r**0.5
-    rounding = _ROUNDING * torch.finfo(scale.dtype).eps * scale.detach().abs().amax(dim=(0, 1))
+    rounding = _ROUNDING * torch.finfo(scale.dtype).eps * scale
     error = half_width(std_error, r - 1, confidence) + rounding
     return Estimate(value, error, std_error, float(r - 1), confidence)
 
 
-def _aligned(weights: Tensor, h: Tensor) -> Tensor:
-    return weights.reshape(weights.shape + (1,) * (h.ndim - 2))
+def _root(variance: Estimate) -> Estimate:
+    """Square root, its bar by the slope."""
+    std = variance.value.clamp(min=0.0).sqrt()
+    slope = 0.5 / std.clamp(min=torch.finfo(std.dtype).tiny ** 0.5)
+    return replace(
+        variance,
+        value=std,
+        error=variance.error * slope,
+        std_error=variance.std_error * slope,
+    )
 
 
 def _ordered(

@@ -22,7 +22,9 @@ from probcalc.inference import summary
 from probcalc.inference.flat_model import Values
 from probcalc.inference.guides import GUIDES, Guide
 from probcalc.inference.moments import (
+    Control,
     kept_unless_moved,
+    linear_control,
     weighted_covariance,
     weighted_mean,
     weighted_moments,
@@ -110,8 +112,9 @@ class Posterior:
     @property
     def covariance(self) -> Estimate:
         """Posterior covariance of all constrained entries, in the order of `names`."""
-        weighted = weighted_covariance(self.x, self._weights, self.confidence)
-        plain = weighted_covariance(self.x, self._equal_weights, self.confidence).value
+        control = self._control
+        weighted = weighted_covariance(self.x, self._weights, self.confidence, control)
+        plain = weighted_covariance(self.x, self._equal_weights, self.confidence, control).value
         std = plain.diagonal().sqrt()
         return self._judged(plain, weighted, std[:, None] * std)[0]
 
@@ -142,9 +145,18 @@ class Posterior:
             raise ValueError(
                 f"the function must return shape ({r * n}, *out) for {r * n} draws, got {got}."
             )
-        h = h.to(self.x.dtype).reshape(r, n, *h.shape[1:])
-        weighted = weighted_mean(h, self._weights, self.confidence)
-        return self._judged(h.mean(dim=(0, 1)), weighted, h.std(dim=(0, 1)))[0]
+        out = h.shape[1:]
+        h = h.to(self.x.dtype).reshape(r, n, -1)
+        control = linear_control(self.z, h, *self.guide.moments(self.params))
+        weighted = weighted_mean(h, self._weights, self.confidence, control)
+        plain = weighted_mean(h, self._equal_weights, self.confidence, control).value
+        flat = self._judged(plain, weighted, h.std(dim=(0, 1)))[0]
+        return replace(
+            flat,
+            value=flat.value.reshape(out),
+            error=flat.error.reshape(out),
+            std_error=flat.std_error.reshape(out),
+        )
 
     @property
     def elbo(self) -> Estimate:
@@ -159,9 +171,8 @@ class Posterior:
         """Log of the integral of the target, by importance sampling, in nats."""
         r, n = self.log_weights.shape
         value = self.log_weights.flatten().logsumexp(dim=0) - math.log(r * n)
-        relative = weighted_mean(
-            torch.exp(self.log_weights - value), self._equal_weights, self.confidence
-        )
+        ratios = torch.exp(self.log_weights - value)[..., None]
+        relative = weighted_mean(ratios, self._equal_weights, self.confidence)[0]
         rounding = _ROUNDING * torch.finfo(value.dtype).eps * value.abs()
         bar = replace(relative, value=value, error=relative.error + rounding)
         return self._flagged(replace(bar, method="importance sampling", num_evals=r * n))
@@ -268,12 +279,16 @@ class Posterior:
         return torch.full_like(self.log_weights, 1.0 / self.log_weights.numel())
 
     @cached_property
+    def _control(self) -> Control:
+        return linear_control(self.z, self.x, *self.guide.moments(self.params))
+
+    @cached_property
     def _plain_moments(self) -> tuple[Estimate, Estimate]:
-        return weighted_moments(self.x, self._equal_weights, self.confidence)
+        return weighted_moments(self.x, self._equal_weights, self.confidence, self._control)
 
     @cached_property
     def _judged_moments(self) -> tuple[tuple[Estimate, Tensor], tuple[Estimate, Tensor]]:
-        mean, std = weighted_moments(self.x, self._weights, self.confidence)
+        mean, std = weighted_moments(self.x, self._weights, self.confidence, self._control)
         scale = self._plain_std
         return (
             self._judged(self._plain_moments[0].value, mean, scale),

@@ -24,6 +24,7 @@ from probcalc.status import Status
 
 _MAX_TRIALS = 30  # evaluations in one line search
 _GROWTH = 4.0  # of a step that is still going down
+_DECREMENT = 1e-4  # Newton's decrement gᵀHg, twice the decrease that a quadratic would still allow
 _MARGIN = 0.1  # an interpolated step keeps this share of the bracket from its ends
 
 
@@ -53,7 +54,8 @@ class LBFGS:
 
     Args:
         memory: Pairs kept.
-        gtol: Converged where no gradient entry exceeds `gtol` · max(1, |value|).
+        gtol: Converged where no gradient entry exceeds it, and the step at hand promises no
+            decrease worth having: towards infinity a gradient vanishes too.
         decrease: Share of the promised decrease that a step must reach (first Wolfe constant).
         curvature: Share of the slope that may remain (second Wolfe constant).
     """
@@ -69,6 +71,8 @@ class LBFGS:
         Raises:
             ValueError: If a setting is outside its range.
         """
+        if not self.gtol >= 0:
+            raise ValueError(f"`LBFGS(gtol=...)` must be at least 0, got {self.gtol}.")
         if self.memory < 1:
             raise ValueError(f"`LBFGS(memory=...)` must be at least 1, got {self.memory}.")
         if not 0 < self.decrease < self.curvature < 1:
@@ -99,7 +103,7 @@ class LBFGS:
             num_trials=counts,
             num_iterations=counts,
             status=torch.where(finite, Status.OK, Status.NON_FINITE),
-            active=finite & ~self._converged(value, grad),
+            active=finite,
         )
         return self._aimed(state, torch.ones_like(finite))
 
@@ -134,8 +138,8 @@ class LBFGS:
         """Where the objective is to be evaluated next."""
         return state.x + state.trial[:, None] * state.direction
 
-    def _converged(self, value: Tensor, grad: Tensor) -> Tensor:
-        return _size(grad) <= self.gtol * value.abs().clamp(min=1.0)
+    def _converged(self, grad: Tensor, slope: Tensor) -> Tensor:
+        return (_size(grad) <= self.gtol) & (-slope <= _DECREMENT)
 
     def _decreased(self, state: LBFGSState, value: Tensor, slope: Tensor) -> Tensor:
         promised = state.value + self.decrease * state.trial * state.slope
@@ -162,7 +166,6 @@ class LBFGS:
             steps=_pushed(state.steps, s, keep),
             changes=_pushed(state.changes, y, keep),
             num_iterations=state.num_iterations + accepted,
-            active=state.active & ~(accepted & self._converged(value, grad)),
         )
 
     def _stopped_searches(
@@ -210,6 +213,7 @@ class LBFGS:
             low=torch.where(one, start, state.low),
             high=torch.where(one, none, state.high),
             num_trials=torch.where(chosen, 0, state.num_trials),
+            active=state.active & ~(chosen & self._converged(state.grad, slope)),
         )
 
 

@@ -166,4 +166,4 @@ def test_coverage_over_seeds():
         hits += int((p.mean["rate"].value - 16 / 6).abs() <= p.mean["rate"].error)
         widths.append(float(p.mean["rate"].error))
     assert hits >= binom.ppf(ALPHA, repeats, 0.99)
-    assert max(widths) < 0.05 * (16 / 36) ** 0.5
+    assert max(widths) < 0.1 * (16 / 36) ** 0.5

@@ -156,11 +156,19 @@ def test_a_start_at_the_optimum_stays(fn: Callable):
     assert (int(solution.num_evals), int(solution.num_iterations)) == (1, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="`gtol` is relative to the value, which has no origin")
 @pytest.mark.parametrize("constant", [1e9, -1e9])
 def test_a_constant_in_the_objective_does_not_matter(constant: float):
     solution = minimize(lambda x: constant + (x - 2).square().sum(), torch.zeros(3).double())
     torch.testing.assert_close(solution.x, torch.full((3,), 2.0).double(), rtol=0.0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "fn", [lambda x: -((1 + x.square()) ** 0.25).sum(), lambda x: -x.log().sum()]
+)
+def test_a_slow_descent_without_end_is_not_called_a_minimum(fn):
+    """The gradient vanishes towards infinity, the step does not."""
+    solution = minimize(fn, torch.ones(2).double(), max_evals=2_000)
+    assert not solution.ok
 
 
 @pytest.mark.parametrize("budget", [1, 2, 7])

@@ -54,3 +54,9 @@ class Guide(Protocol):
     ) -> Float[Tensor, "*batch n"]:
         """Log density."""
         ...
+
+    def moments(
+        self, params: dict[str, Tensor]
+    ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d d"]]:
+        """Mean and covariance."""
+        ...

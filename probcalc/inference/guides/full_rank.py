@@ -50,6 +50,12 @@ class FullRank:
         eps = torch.linalg.solve_triangular(params["scale_tril"], centred, upper=False).mT
         return self._density(eps, params["scale_tril"])
 
+    def moments(
+        self, params: dict[str, Tensor]
+    ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d d"]]:
+        """Mean and covariance."""
+        return params["loc"], params["scale_tril"] @ params["scale_tril"].mT
+
     def entropy(self, params: dict[str, Tensor]) -> Float[Tensor, "*batch"]:
         """Log |L| + d/2 (1 + log 2π)."""
         d = params["loc"].shape[-1]

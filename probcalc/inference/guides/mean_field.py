@@ -50,6 +50,12 @@ class MeanField:
         loc, log_scale = params["loc"][..., None, :], params["log_scale"][..., None, :]
         return _standard_log_prob((z - loc) / log_scale.exp()) - log_scale.sum(dim=-1)
 
+    def moments(
+        self, params: dict[str, Tensor]
+    ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d d"]]:
+        """Mean and covariance."""
+        return params["loc"], torch.diag_embed((2 * params["log_scale"]).exp())
+
     def entropy(self, params: dict[str, Tensor]) -> Float[Tensor, "*batch"]:
         """Σ log scale + d/2 (1 + log 2π)."""
         d = params["loc"].shape[-1]

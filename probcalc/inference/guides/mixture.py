@@ -57,6 +57,15 @@ class GaussianMixture:
         """Log density."""
         return self.component_log_prob(params, z).logsumexp(dim=-2) - math.log(self.num_components)
 
+    def moments(
+        self, params: dict[str, Tensor]
+    ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d d"]]:
+        """Mean and covariance: that within the components and that between them."""
+        mean = params["loc"].mean(dim=-2)
+        within = (params["scale_tril"] @ params["scale_tril"].mT).mean(dim=-3)
+        apart = params["loc"] - mean[..., None, :]
+        return mean, within + apart.mT @ apart / self.num_components
+
     def component_log_prob(
         self, params: dict[str, Tensor], z: Float[Tensor, "*batch n d"]
     ) -> Float[Tensor, "*batch k n"]:

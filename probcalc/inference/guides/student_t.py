@@ -67,6 +67,12 @@ class StudentT:
         u = torch.linalg.solve_triangular(params["scale_tril"], centred, upper=False).mT
         return self._density(u, params["scale_tril"])
 
+    def moments(
+        self, params: dict[str, Tensor]
+    ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d d"]]:
+        """Mean and covariance."""
+        return params["loc"], params["scale_tril"] @ params["scale_tril"].mT
+
     def _density(self, u: Tensor, scale_tril: Tensor) -> Tensor:
         nu, d = self.dof, u.shape[-1]
         constant = (
