@@ -19,12 +19,13 @@ from probcalc.inference.moments import weighted_moments
 from probcalc.inference.posterior import Posterior
 from probcalc.inference.target import Target
 from probcalc.integration.tails import khat_limit, pareto_khat
+from probcalc.result import half_width
 from probcalc.status import Status
 
 Progress = Callable[[str, int], None]
 
 
-_MAX_GROWTH = 8.0  # of the number of draws at a time: early error bars are noisy
+_MIN_GROWTH = 8.0  # of the number of draws: the error bars that ask for it are noisy themselves
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Budget:
         num_replicates: Independent randomisations behind every error bar.
         num_draws: First draws a replicate.
         max_evals: Most evaluations of the log density.
-        mean_tolerance: Half-width of every mean at which to stop, in posterior sds.
+        mean_tolerance: Half-width of every mean at which to stop, in posterior sds; of its
+            sampling noise, what a tail may hide left out.
         std_tolerance: Half-width of every sd at which to stop, relative.
         confidence: Of the half-widths.
     """
@@ -44,7 +46,7 @@ class Budget:
     num_draws: int = 256
     max_evals: int = 2**17
     mean_tolerance: float = 0.02
-    std_tolerance: float = 0.05
+    std_tolerance: float = 0.04
     confidence: float = 0.99
 
 
@@ -61,7 +63,7 @@ def assess(
     reasons: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> Posterior:
-    """Extend the draws to the tolerance and give the verdict.
+    """Draw as many as the tolerance asks for and give the verdict.
 
     Args:
         target: What is approximated.
@@ -76,20 +78,18 @@ def assess(
         progress: Called with a stage and the evaluations spent.
     """
     x = target.constrained_vector(draws.z)
-    while draws.is_trusted and (more := _missing(x, draws, budget)):
-        before = draws
+    if draws.is_trusted and (wanted := _wanted(x, draws, budget)):
+        # fresh ones: draws that had a say in their number would seem better than they are
         draws = weighted_draws(
             target.log_density,
             draws.guide,
             draws.params,
             num_replicates=budget.num_replicates,
-            num_draws=more,
+            num_draws=wanted,
             generator=generator,
-            before=before,
         )
-        num_evals += draws.num_evals - before.num_evals
-        fresh = target.constrained_vector(draws.z[:, before.z.shape[1] :])
-        x = torch.cat([x, fresh], dim=1)
+        num_evals += draws.num_evals
+        x = target.constrained_vector(draws.z)
         if progress:
             progress("weighing", num_evals)
     flags, why = _judgement(draws, x)
@@ -132,23 +132,22 @@ def first_draws(
     )
 
 
-def _missing(x: Tensor, draws: WeightedDraws, budget: Budget) -> int:
-    """Further draws a replicate that the tolerances ask for, within the budget; 0: none."""
+def _wanted(x: Tensor, draws: WeightedDraws, budget: Budget) -> int:
+    """Draws a replicate that the tolerances ask for, within the budget; 0: these are enough."""
     r, n = draws.log_ratios.shape
     mean, std = weighted_moments(x, draws.weights, budget.confidence, draws.control(x))
     spread = std.value.clamp(min=1e-300)
-    excess = torch.maximum(
-        mean.error / (budget.mean_tolerance * spread), std.error / (budget.std_tolerance * spread)
-    )
+    # sampling noise alone: what a tail may hide falls slower, and stands in the bars in any case
+    noise = [half_width(e.std_error, e.dof, e.confidence) / spread for e in (mean, std)]
+    excess = torch.maximum(noise[0] / budget.mean_tolerance, noise[1] / budget.std_tolerance)
     constant = std.value <= 1e-12 * mean.value.abs()  # such as the diagonal of a correlation
     excess = float(torch.where(constant, 0.0, excess).max())
-    if not excess > 1:
+    affordable = budget.max_evals // r // draws.strata * draws.strata
+    if not excess > 1 or affordable <= n:
         return 0
-    growth = min(excess**2, _MAX_GROWTH) - 1  # bars shrink like the root of the draws
-    first = draws.strata * max(1, budget.num_draws // draws.strata)
-    more = first * 2 ** math.ceil(math.log2(max(growth * n / first, 1)))
-    affordable = (budget.max_evals // r - n) // draws.strata * draws.strata
-    return max(0, min(more, affordable))
+    growth = min(max(excess**2, _MIN_GROWTH), affordable / n)  # bars shrink like the root
+    first = draws.strata * max(1, n // draws.strata)
+    return min(first * 2 ** math.ceil(math.log2(growth)), affordable)
 
 
 def _judgement(draws: WeightedDraws, x: Tensor) -> tuple[Status, tuple[str, ...]]:

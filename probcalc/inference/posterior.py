@@ -115,7 +115,7 @@ class Posterior:
         control = self._control
         weighted = weighted_covariance(self.x, self._weights, self.confidence, control)
         plain = weighted_covariance(self.x, self._equal_weights, self.confidence, control).value
-        std = plain.diagonal().sqrt()
+        std = weighted.value.diagonal().clamp(min=0.0).sqrt()
         return self._judged(plain, weighted, std[:, None] * std)[0]
 
     def quantile(self, level: float) -> dict[str, Estimate]:
@@ -289,15 +289,10 @@ class Posterior:
     @cached_property
     def _judged_moments(self) -> tuple[tuple[Estimate, Tensor], tuple[Estimate, Tensor]]:
         mean, std = weighted_moments(self.x, self._weights, self.confidence, self._control)
-        scale = self._plain_std
         return (
-            self._judged(self._plain_moments[0].value, mean, scale),
-            self._judged(scale, std, scale),
+            self._judged(self._plain_moments[0].value, mean, std.value),
+            self._judged(self._plain_moments[1].value, std, std.value),
         )
-
-    @property
-    def _plain_std(self) -> Tensor:
-        return self._plain_moments[1].value
 
     @property
     def _mean(self) -> Estimate:
@@ -310,7 +305,7 @@ class Posterior:
     def _quantile(self, level: float) -> Estimate:
         weighted = weighted_quantile(self.x, self._weights, level, self.confidence)
         plain = weighted_quantile(self.x, self._equal_weights, level, self.confidence)
-        return self._judged(plain.value, weighted, self._plain_std)[0]
+        return self._judged(plain.value, weighted, self._std.value)[0]
 
     @cached_property
     def _is_corrected(self) -> bool:

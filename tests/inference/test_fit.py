@@ -247,4 +247,4 @@ def test_verdict_corrected_says_what_moved():
 def test_no_warning_where_nothing_is_wrong():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pc.fit(PROBLEMS["proportions"]().target(), generator=seeded())
+        assert pc.fit(PROBLEMS["proportions"]().target(), generator=seeded()).ok
