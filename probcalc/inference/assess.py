@@ -46,7 +46,7 @@ class Budget:
     num_draws: int = 256
     max_evals: int = 2**17
     mean_tolerance: float = 0.02
-    std_tolerance: float = 0.04
+    std_tolerance: float = 0.05
     confidence: float = 0.99
 
 
