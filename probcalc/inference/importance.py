@@ -41,7 +41,7 @@ class WeightedDraws:
     guide: Proposal
     params: dict[str, Tensor]
 
-    def control(self, h: Float[Tensor, "r n p"]) -> Control:
+    def control(self, h: Float[Tensor, "r n p"]) -> Control | None:
         """The linear part of a function of the draws, with its exact moments."""
         return linear_control(self.z, h, *self.guide.moments(self.params))
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from probcalc.linalg import cholesky_or_none
 from probcalc.result import Estimate, half_width
 
 _NEGLIGIBLE = 1e-6
@@ -42,14 +43,25 @@ def linear_control(
     h: Float[Tensor, "r n p"],
     mean: Float[Tensor, " d"],
     covariance: Float[Tensor, "d d"],
-) -> Control:
-    """Least-squares fit of h on the draws z of a guide with this mean and covariance."""
+) -> Control | None:
+    """Least-squares fit of h on the draws z of a guide with this mean and covariance.
+
+    None where the covariance is singular to rounding.
+    """
     d = z.shape[-1]
     centred = z - mean
     some = max(_FITTED, 4 * d)
     columns = centred.reshape(-1, d)[:some]
     rows = h.reshape(-1, h.shape[-1])[:some]
-    a = torch.linalg.lstsq(_finite(columns), _finite(rows - rows.mean(dim=0))).solution  # (d, p)
+    root = cholesky_or_none(covariance)
+    if root is None:
+        return None
+    # normal equations, harmless in whitened coordinates: `lstsq` differs from call to call in the
+    # last digits
+    white = _finite(torch.linalg.solve_triangular(root.mT, columns, upper=True, left=False))
+    gram, products = white.mT @ white, white.mT @ _finite(rows - rows.mean(dim=0))
+    slope = _finite(torch.linalg.solve_ex(gram, products).result)
+    a = torch.linalg.solve_triangular(root.mT, slope, upper=True)  # (d, p)
     return Control(centred @ a, a.mT @ covariance @ a)
 
 

@@ -279,7 +279,7 @@ class Posterior:
         return torch.full_like(self.log_weights, 1.0 / self.log_weights.numel())
 
     @cached_property
-    def _control(self) -> Control:
+    def _control(self) -> Control | None:
         return linear_control(self.z, self.x, *self.guide.moments(self.params))
 
     @cached_property
