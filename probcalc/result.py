@@ -143,8 +143,15 @@ class Estimate:
         return self._monotone(torch.exp, "exp")
 
     def log(self) -> Estimate:
-        """Logarithm; an interval that reaches zero gets an infinite bar."""
-        return self._monotone(lambda x: x.clamp(min=0.0).log(), "log")
+        """Logarithm; an interval that reaches zero gets an infinite bar, one below it a flag."""
+        impossible = (self.value + self.error < 0).detach()
+        logarithm = self._monotone(lambda x: x.clamp(min=0.0).log(), "log")
+        return replace(
+            logarithm,
+            value=torch.where(impossible, math.nan, logarithm.value),
+            error=torch.where(impossible, math.inf, logarithm.error),
+            status=_with_flag(logarithm.status, impossible, Status.NON_FINITE),
+        )
 
     def _monotone(self, fn: Any, name: str) -> Estimate:
         value, low, high = fn(self.value), *map(fn, self.interval())
@@ -263,6 +270,13 @@ class Estimate:
 _DIGITS = 15  # of a float64 that mean anything
 _WIDEST = 12  # digits before the point that are still written out
 _PLAIN = (1e-4, 1e5)  # error bars written without an exponent
+
+
+def _with_flag(status: Tensor | int, where: Tensor, flag: Status) -> Tensor:
+    """Join a flag of single elements to a status that may belong to the batch alone."""
+    if torch.is_tensor(status) and status.ndim < where.ndim:
+        where = where.flatten(status.ndim).any(dim=-1)
+    return status | torch.where(where, flag, Status.OK)
 
 
 def _union_bound(a: Estimate, b: Estimate) -> float:

@@ -63,17 +63,15 @@ def minimize(
         Solution with `x` shaped as `init`.
 
     Raises:
-        ValueError: If `fn` does not return a scalar, or `init` has fewer axes than `batch_dims`.
+        ValueError: If `fn` does not return a scalar, `init` is empty, or the leading axes of
+            `init` and `args` differ.
 
     >>> solution = minimize(lambda x: (x - 2).square().sum(), torch.zeros(3))
     >>> solution.x.round(decimals=3), solution.ok
     (tensor([2., 2., 2.]), True)
     """
     named = init if isinstance(init, dict) else {"x": init}
-    if any(t.ndim < batch_dims for t in named.values()):
-        shapes = {name: tuple(t.shape) for name, t in named.items()}
-        raise ValueError(f"`init` must have at least batch_dims={batch_dims} axes, got {shapes}.")
-    batch = next(iter(named.values())).shape[:batch_dims]
+    batch = _common_batch(named, args, batch_dims)
     layout = Layout({name: tuple(t.shape[batch_dims:]) for name, t in named.items()})
     x = layout.flatten(named).reshape(-1, layout.size)
     rows_of_args = tuple(a.reshape(-1, *a.shape[batch_dims:]) for a in args)
@@ -103,6 +101,23 @@ def minimize(
     return Solution(
         best if isinstance(init, dict) else best["x"], **shaped, method=solution.method
     )
+
+
+def _common_batch(
+    named: dict[str, Tensor], args: tuple[Tensor, ...], batch_dims: int
+) -> tuple[int, ...]:
+    if not named:
+        raise ValueError("`init` names no parameter: there is nothing to minimise over.")
+    shapes = {name: tuple(t.shape) for name, t in named.items()}
+    if any(t.ndim < batch_dims for t in named.values()):
+        raise ValueError(f"`init` must have at least batch_dims={batch_dims} axes, got {shapes}.")
+    batch = next(iter(named.values())).shape[:batch_dims]
+    if any(t.shape[:batch_dims] != batch for t in (*named.values(), *args)):
+        raise ValueError(
+            f"the first {batch_dims} axes of `init` and `args` are the batch and must agree, got "
+            f"{shapes} and {[tuple(a.shape) for a in args]}."
+        )
+    return batch
 
 
 def descend(

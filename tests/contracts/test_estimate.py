@@ -138,6 +138,17 @@ def test_bars_are_no_wider_than_the_largest_side(fn: Callable, value: float, err
     assert float(result.error) == pytest.approx(error, rel=1e-12)
 
 
+@pytest.mark.parametrize("status", [0, torch.tensor([0, 32])])
+def test_the_logarithm_of_what_is_below_zero_is_flagged(status: object):
+    e = estimate([[2.0, 1.0], [1.0, -1.0]], [[0.1, 0.1], [0.1, 0.5]], status=status)
+    log = e.log()
+    assert log.value.isnan().tolist() == [[False, False], [False, True]]
+    assert log.error[1, 1] == math.inf
+    assert log.flags == Status.NON_FINITE | Status.joined(status)
+    if torch.is_tensor(status):
+        assert log.status.tolist() == [0, Status.NON_FINITE | 32]
+
+
 # an interval that meets the pole or the edge of the domain has no finite bar
 @pytest.mark.parametrize("error", [1.0, 2.0, math.inf])
 @pytest.mark.parametrize("fn", [lambda b: 1 / b, lambda b: estimate(3.0, 0.1) / b, Estimate.log])

@@ -276,3 +276,7 @@ def test_bad_calls_are_refused():
         minimize(lambda x: x.square(), tensor(1.0, 2.0))
     with pytest.raises(ValueError, match=r"at least batch_dims=2 axes, got \{'x': \(3,\)\}"):
         minimize(lambda x: x.sum(), tensor(1.0, 2.0, 3.0), batch_dims=2)
+    with pytest.raises(ValueError, match="names no parameter"):
+        minimize(lambda x: x.sum(), {})
+    with pytest.raises(ValueError, match=r"must agree, got \{'x': \(3, 2\)\} and \[\(2,\)\]"):
+        minimize(lambda x, a: a * x.sum(), torch.ones(3, 2), args=(torch.ones(2),), batch_dims=1)
