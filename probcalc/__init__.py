@@ -17,6 +17,8 @@ _HOME = {
     "Status": "probcalc.status",
     "LBFGS": "probcalc.optimization.lbfgs",
     "minimize": "probcalc.optimization.minimize",
+    "GaussKronrod": "probcalc.integration.quadrature",
+    "integrate": "probcalc.integration.integrate",
     "FullRank": "probcalc.inference.guides",
     "GaussianMixture": "probcalc.inference.guides",
     "MeanField": "probcalc.inference.guides",

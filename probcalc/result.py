@@ -259,7 +259,7 @@ class Estimate:
     def _numbers(self) -> str:
         value, error = self.value.detach(), self.error
         if value.numel() == 1:
-            return format_with_error(float(value), float(error))
+            return format_with_error(value.item(), float(error))
         if value.numel() <= 8 and value.ndim == 1:
             pairs = zip(value.tolist(), error.tolist(), strict=True)
             return "[" + ", ".join(format_with_error(v, e) for v, e in pairs) + "]"
@@ -283,7 +283,7 @@ def _union_bound(a: Estimate, b: Estimate) -> float:
     return max(0.0, a.confidence + b.confidence - 1.0)
 
 
-def format_with_error(value: float, error: float) -> str:
+def format_with_error(value: complex, error: float) -> str:
     """`value ± error` with as many digits as the error justifies, one more to be seen.
 
     >>> format_with_error(0.0691516012, 3.2e-9)
@@ -291,6 +291,11 @@ def format_with_error(value: float, error: float) -> str:
     >>> format_with_error(4.4098, 0.0123)
     '4.410 ± 0.012'
     """
+    if isinstance(value, complex):
+        real, imag = (
+            format_with_error(x, error).split(" ± ")[0] for x in (value.real, value.imag)
+        )
+        return f"{real}{imag if imag[0] == '-' else '+' + imag}j ± {error:.1g}"
     if not (math.isfinite(value) and math.isfinite(error)):
         return f"{value:.6g} ± {error:.2g}"
     if error == 0.0:

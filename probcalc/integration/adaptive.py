@@ -1,0 +1,289 @@
+"""Adaptive quadrature of many integrals at once, breadth first.
+
+Every sweep evaluates all new panels of all unfinished elements together, closes the elements
+whose error is small enough, and refines, of the others, every panel with more than its share of
+the error. Panels that touch an end are refined into shells, whose sum is extrapolated.
+
+Arumugam, Sakiotis & Paterno (2021), PAGANI, for the breadth-first scheme.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from probcalc.integration.extrapolation import levin_limit
+from probcalc.integration.measure import Measure, Sums, grouped
+from probcalc.integration.needles import with_needles
+from probcalc.integration.panels import CHILDREN, SHELLS, Ends, Panels, first_panels, refined
+from probcalc.integration.rules import PanelRule, gauss_kronrod
+from probcalc.status import Status
+
+_EPS = torch.finfo(torch.float64).eps
+_SHARE = 0.5  # of the tolerance, for the panels that are left as they are
+_LATER = 1e-2  # of the present error, for panels whose turn has not come
+_FEWEST_SHELLS = 8  # before they are extrapolated
+_MOST_SHELLS = 64
+_STILL = 1e-5  # loss from shell to shell below which their sum diverges
+_NARROW = 8.0 * _EPS  # a panel of this width, relative to its place, is not cut
+_TOO_NEAR = 1e-10  # an end is not opened below this, relative to its place
+_UNSEEN = 2.0  # error of a panel too narrow to cut, in units of its share
+_GROWING = 0.9  # ratio of successive refinements' integrals of |f| above which they diverge
+_LOCAL = 1e-6  # share of the domain being refined, above which a slow decay proves nothing
+_MEMORY = 4  # refinements over which ratios are taken, and which are too recent for it
+_ATTENTION = 2**13  # checks that a single integral gets at first; a large batch shares them
+_CHECKS = 6  # of a panel, at least
+
+
+@dataclass(frozen=True)
+class Goal:
+    """When to stop.
+
+    Args:
+        rtol: Relative tolerance of every output.
+        atol: Absolute tolerance of every output.
+        max_evals: Evaluations that an element may spend.
+    """
+
+    rtol: float
+    atol: float
+    max_evals: int
+
+    def tolerance(self, sums: Sums) -> Float[Tensor, "k o"]:
+        """What the error may be; never below the rounding of the integral of |f|."""
+        asked = (self.rtol * sums.value.abs()).clamp(min=self.atol)
+        return torch.maximum(asked, 2.0 * sums.noise)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """Elements, in rows, and all their panels."""
+
+    ids: Int[Tensor, " a"]  # the element of each row, ascending
+    panels: Panels
+    row: Int[Tensor, " k"]  # the row of each panel
+    sums: Sums
+    spent: Int[Tensor, " a"]
+    trail: Float[Tensor, "a m"]  # integral of |f| over the panels that each refinement refined
+    shells: int  # most that an end may have by now
+
+    def only(self, kept: Bool[Tensor, " a"]) -> Work:
+        """The rows to go on with."""
+        leaf = kept[self.row]
+        row = (kept.cumsum(0) - 1)[self.row[leaf]]
+        panels, sums = self.panels[leaf], self.sums[leaf]
+        kept_rows = self.ids[kept], panels, row, sums, self.spent[kept], self.trail[kept]
+        return Work(*kept_rows, self.shells)
+
+    def total(self, sums: Sums) -> Sums:
+        """Of the panels of each row."""
+        return sums.grouped(self.row, len(self.ids))
+
+    def sum_rows(self, of_panels: Float[Tensor, " k"]) -> Float[Tensor, " a"]:
+        """Of one figure of the panels of each row."""
+        return grouped(of_panels, self.row, len(self.ids))
+
+
+@dataclass(frozen=True, eq=False)
+class Swept:
+    """Integrals of all elements with their flags, and the panels that they stand on.
+
+    Args:
+        sums: Totals, ``(b, o)``.
+        status: Flags, ``(b)``.
+        num_evals: Points spent, ``(b)``.
+        work: Final panels of all elements, with the sums of each.
+        ends: From where these measure.
+    """
+
+    sums: Sums
+    status: Int[Tensor, " b"]
+    num_evals: Int[Tensor, " b"]
+    work: Work
+    ends: Ends
+
+    def assembled(self, values: Float[Tensor, "k o"]) -> Float[Tensor, "b o"]:
+        """Integrals from other values of the same panels, differentiably."""
+        work = replace(self.work, sums=replace(self.work.sums, value=values))
+        return work.total(with_limits(work)[0]).value
+
+
+def adaptive(measure: Measure, num_elements: int, goal: Goal) -> Swept:
+    """Integrate every element over its ends.
+
+    Args:
+        measure: The integrand, with the ends from where panels start.
+        num_elements: Size of the batch; every element has ends.
+        goal: Tolerances and budget.
+    """
+    device = measure.ends.elem.device
+    coarse = gauss_kronrod(device, _CHECKS)
+    panels = first_panels(measure.ends)
+    rule = gauss_kronrod(device, max(_ATTENTION // max(len(panels.lo), 1), _CHECKS))
+    first = measure(panels, rule)
+    measure, panels, sums = with_needles(measure, panels, first, num_elements, coarse)
+    work = _started(panels, sums, measure.ends, num_elements, len(rule.nodes))
+    closed: list[Swept] = []
+    while True:
+        work, chosen = _swept(work, measure.ends, goal, closed, len(coarse.nodes))
+        if not len(work.ids):
+            return _collected(closed, measure.ends)
+        fresh = refined(work.panels[chosen])
+        work = _grown(work, chosen, fresh, measure(fresh, coarse).sums, measure.ends, coarse)
+
+
+def _started(panels: Panels, sums: Sums, ends: Ends, num_elements: int, num_nodes: int) -> Work:
+    row = ends.elem[panels.end]
+    spent = torch.bincount(row, minlength=num_elements) * num_nodes
+    trail = sums.size.new_full((num_elements, 2 * _MEMORY), math.inf)
+    ids = torch.arange(num_elements, device=row.device)
+    return Work(
+        ids, panels, row, sums, spent, trail, int(panels.shell.max()) + 1 if len(row) else 0
+    )
+
+
+def _swept(
+    work: Work, ends: Ends, goal: Goal, closed: list[Swept], num_nodes: int
+) -> tuple[Work, Bool[Tensor, " k"]]:
+    """Close the elements that are done, and choose the panels of the others to refine."""
+    sums, endless = with_limits(work)
+    total = work.total(sums)
+    tolerance = goal.tolerance(total)
+    met = (total.error <= tolerance).all(dim=1)
+    if bool(met.all()):  # the common case ends here
+        closed.append(_closed(work, total, torch.zeros_like(work.ids), met, ends))
+        return work.only(~met), met[:0]
+    count = work.sum_rows(torch.ones_like(work.panels.lo))[:, None]
+    share = torch.maximum(_SHARE * tolerance, _LATER * total.error) / count
+    wanted = (sums.error > share[work.row]).any(dim=1) & ~met[work.row]
+    divisible = _divisible(work.panels, ends)
+    chosen = wanted & divisible
+    cost = work.sum_rows(chosen.long()) * (CHILDREN * num_nodes)
+    stop = met | (cost == 0) | (work.spent + cost > goal.max_evals)
+    work, decay = _followed(work, wanted)
+    if bool(stop.any()):
+        narrow = work.total(sums.where(wanted & ~divisible)).size
+        hidden = _UNSEEN * narrow / (1 - decay.clamp(max=_GROWING))[:, None]
+        total = replace(total, error=total.error + hidden)
+        diverging = (decay > _GROWING) | (work.sum_rows(endless.long()) > 0)
+        status = torch.where(diverging & ~met, Status.DIVERGENT, Status.OK)
+        closed.append(_closed(work, total, status, stop, ends))
+        chosen = chosen[~stop[work.row]]
+        work = work.only(~stop)
+    return work, chosen
+
+
+def _followed(work: Work, wanted: Bool[Tensor, " k"]) -> tuple[Work, Float[Tensor, " a"]]:
+    """How the integral of |f| over what is to be refined decays; 0 while that is not local."""
+    inner = wanted & ~work.panels.touching
+    size = work.sum_rows(work.sums.size.sum(dim=1) * inner)
+    width = work.sum_rows((work.panels.hi - work.panels.lo) * inner)
+    # the last refinements may be narrow enough to see nothing but rounding
+    decay = (work.trail[:, _MEMORY] / work.trail[:, 0]).nan_to_num(nan=0.0) ** (1 / _MEMORY)
+    trail = torch.cat([work.trail[:, 1:], size[:, None]], dim=1)
+    return replace(work, trail=trail), torch.where(width < _LOCAL, decay, 0.0)
+
+
+def with_limits(work: Work) -> tuple[Sums, Bool[Tensor, " k"]]:
+    """Panels' sums with those at ends extrapolated where that is better; which ends diverge."""
+    panels, sums = work.panels, work.sums
+    endless = torch.zeros_like(panels.touching)
+    if work.shells < _FEWEST_SHELLS:
+        return sums, endless
+    opened = torch.where(panels.touching, panels.shell, -1)
+    for last in opened.unique().tolist():
+        if last + 1 >= _FEWEST_SHELLS:
+            at = (opened == last).nonzero()[:, 0]
+            sums, endless = _limits_of(work, sums, endless, at, last + 1)
+    return sums, endless
+
+
+def _limits_of(
+    work: Work, sums: Sums, endless: Tensor, at: Int[Tensor, " e"], num_shells: int
+) -> tuple[Sums, Tensor]:
+    panels, o = work.panels, sums.value.shape[1]
+    slot = torch.full((int(panels.end.max()) + 1,), -1, device=at.device)
+    slot[panels.end[at]] = torch.arange(len(at), device=at.device)
+    inside = (slot[panels.end] >= 0) & (panels.shell >= 0) & ~panels.touching
+    group = slot[panels.end[inside]] * num_shells + panels.shell[inside]
+    shells = work.sums[inside].grouped(group, len(at) * num_shells)
+    terms, error, size, noise = (
+        t.view(len(at), num_shells, o).transpose(0, 1).reshape(num_shells, -1)
+        for t in shells.columns
+    )
+    limit, limit_error = levin_limit(terms, error + noise)
+    loss = 1 - _MEMORY * _STILL
+    falling = terms[-1].abs() < terms[-1 - _MEMORY].abs() * loss
+    still = ~falling & (size[-1] > 0) & (size[-1] >= size[-1 - _MEMORY] * loss)
+    rest = (limit - terms.sum(dim=0)).view(-1, o)
+    rest_error = torch.where(falling, limit_error, math.inf).view(-1, o)
+    better = rest_error < sums.error[at]
+    value = sums.value.index_put((at,), torch.where(better, rest, sums.value[at]))
+    error = sums.error.index_put((at,), torch.where(better, rest_error, sums.error[at]))
+    endless = endless.index_put((at,), still.view(-1, o).any(dim=1))
+    return replace(sums, value=value, error=error), endless
+
+
+def _divisible(panels: Panels, ends: Ends) -> Bool[Tensor, " k"]:
+    """Which are wide enough to be refined, next to the rounding of their points."""
+    width = panels.hi - panels.lo
+    place = ends.anchor[panels.end].abs() / ends.reach[panels.end].abs()
+    place = torch.where(ends.infinite[panels.end], 0.0, place)
+    wide = width > _NARROW * torch.maximum(place, panels.hi)
+    touching = (panels.shell < _MOST_SHELLS - 1) & (width > _TOO_NEAR * place)
+    return torch.where(panels.touching, touching, wide)
+
+
+def _grown(
+    work: Work,
+    chosen: Bool[Tensor, " k"],
+    fresh: Panels,
+    sums: Sums,
+    ends: Ends,
+    rule: PanelRule,
+) -> Work:
+    """Refined panels replaced by their children."""
+    row = torch.searchsorted(work.ids, ends.elem[fresh.end])
+    return replace(
+        work,
+        panels=Panels.joined([work.panels[~chosen], fresh]),
+        row=torch.cat([work.row[~chosen], row]),
+        sums=Sums.joined([work.sums[~chosen], sums]),
+        spent=work.spent + torch.bincount(row, minlength=len(work.ids)) * len(rule.nodes),
+        shells=work.shells + SHELLS,
+    )
+
+
+def _closed(
+    work: Work, total: Sums, status: Int[Tensor, " a"], stop: Bool[Tensor, " a"], ends: Ends
+) -> Swept:
+    undefined = (total.error.isinf() | total.value.isnan()).any(dim=1)
+    status = status | torch.where(undefined, Status.NON_FINITE, Status.OK)
+    if bool(stop.all()):
+        return Swept(total, status, work.spent, work, ends)
+    return Swept(total[stop], status[stop], work.spent[stop], work.only(stop), ends)
+
+
+def _collected(closed: list[Swept], ends: Ends) -> Swept:
+    """In the order of the elements."""
+    if len(closed) == 1:
+        return closed[0]
+    works = [c.work for c in closed]
+    ids = torch.cat([w.ids for w in works])
+    order = ids.argsort()
+    panels = Panels.joined([w.panels for w in works])
+    work = Work(
+        ids[order],
+        panels,
+        ends.elem[panels.end],
+        Sums.joined([w.sums for w in works]),
+        torch.cat([w.spent for w in works])[order],
+        torch.cat([w.trail for w in works])[order],
+        max(w.shells for w in works),
+    )
+    total = Sums.joined([c.sums for c in closed])[order]
+    return Swept(total, torch.cat([c.status for c in closed])[order], work.spent, work, ends)

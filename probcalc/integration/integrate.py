@@ -1,0 +1,106 @@
+"""Integrals over intervals and boxes, one or many, each with its error bar.
+
+    I = ∫ f(x, θ) dx
+
+Every element of a batch has its own limits, parameters and convergence.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from probcalc.integration.problem import Limit, Problem, Solved, Tolerance, problem
+from probcalc.integration.quadrature import GaussKronrod
+from probcalc.result import Estimate
+from probcalc.status import EstimateWarning, Status
+
+
+class IntegrationMethod(Protocol):
+    """What `integrate` asks of a method."""
+
+    def solve(self, problem: Problem, tolerance: Tolerance) -> Solved:
+        """Integrate every element of the problem."""
+        ...
+
+
+def integrate(
+    fn: Callable[..., Tensor],
+    lower: Limit,
+    upper: Limit,
+    *,
+    args: tuple[Any, ...] = (),
+    event_dim: int = 0,
+    breaks: Tensor | Sequence[float] | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    method: IntegrationMethod | None = None,
+    max_evals: int | None = None,
+    confidence: float = 0.99,
+    dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """Integrate a function over an interval, or a batch of them at once.
+
+    The error bar is the rule's own estimate. Where it cannot be trusted (a divergence is
+    suspected, values are not finite, no mass was found) the status says so, the bar is infinite
+    and a warning is raised. A narrow peak on a smooth background is seen if it is wider than
+    about 1/8,000 of the interval; name its place in `breaks` if it may be narrower.
+
+    Args:
+        fn: ``fn(x, *args)`` takes points ``(n, *batch)`` and returns ``(n, *batch, *out)``, real
+            or complex. With tensors in `args` it is called on some elements of the batch at a
+            time, as ``(n, k)``. Without, it may close over tensors of the batch shape.
+        lower: Lower limits ``(*batch)``, numbers or infinite.
+        upper: Upper limits.
+        args: Tensors ``(*batch, ...)``, and anything else, which is handed on as it is.
+        event_dim: 0 for intervals.
+        breaks: Points ``(s)`` or ``(*batch, s)`` where the integrand is rough or narrow.
+        rtol: Relative tolerance; 1e-8 is tried for where none is given.
+        atol: Absolute tolerance; of the two the looser holds.
+        method: Default `GaussKronrod()`.
+        max_evals: Points that each element may spend (default 131,072).
+        confidence: Level of the bar of random methods.
+        dtype: Precision of the points; default that of the tensors given, else float64.
+        generator: For random methods.
+
+    Returns:
+        Estimate of shape ``(*batch, *out)``, differentiable in `args`, in the limits and in what
+        `fn` closes over.
+
+    Raises:
+        TypeError: If `fn` is not a function or a limit not real.
+        ValueError: If limits are NaN, or shapes or devices do not fit.
+
+    >>> integrate(lambda x: (-x * x).exp(), -float("inf"), float("inf"), rtol=1e-6).value
+    tensor(1.7725, dtype=torch.float64)
+    """
+    tolerance = Tolerance(rtol, atol, max_evals)
+    posed = problem(fn, lower, upper, args=args, event_dim=event_dim, breaks=breaks, dtype=dtype)
+    solved = (method or GaussKronrod()).solve(posed, tolerance)
+    return _estimate(posed, solved, tolerance, confidence)
+
+
+def _estimate(posed: Problem, solved: Solved, tolerance: Tolerance, confidence: float) -> Estimate:
+    shape = (*posed.batch, *solved.value.shape[1:])
+    dtype = posed.dtype.to_complex() if solved.value.is_complex() else posed.dtype
+    value, error, status = solved.value.to(dtype), solved.error, solved.status
+    error = error + torch.finfo(dtype).eps * value.detach().abs() * (dtype != torch.float64)
+    if tolerance.asked:
+        missed = tolerance.missed(solved.value.detach(), error).flatten(1).any(dim=1)
+        status = status | torch.where(missed, Status.TOLERANCE_NOT_REACHED, Status.OK)
+    result = Estimate(
+        value.reshape(shape),
+        error.to(posed.dtype).reshape(shape),
+        confidence=confidence,
+        status=status.reshape(posed.batch),
+        num_evals=solved.num_evals.reshape(posed.batch),
+        method=solved.method,
+    )
+    if not result.ok:
+        warnings.warn(f"{result!r}: {result.flags.advice}", EstimateWarning, stacklevel=3)
+    return result

@@ -1,0 +1,189 @@
+"""One rule on many panels: integral, error estimate, size and rounding of each.
+
+Piessens, de Doncker, Überhuber & Kahaner (1983), QUADPACK, for the error estimate. Further to it
+a panel counts as resolved only if its interpolant predicts the integrand between the nodes: a
+kink or a needle that hides from the rule shows there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from probcalc.integration.panels import Ends, Panels
+from probcalc.integration.rules import PanelRule
+
+_EPS = torch.finfo(torch.float64).eps
+_TINY = torch.finfo(torch.float64).tiny
+NUDGE = 1e-7  # relative step off a point where the integrand is not finite
+_REGION = 3  # bad points in one panel that are not isolated
+_FEW = 0.1  # share of all misses that one check of a needle has
+_RESOLVED = 1e-3  # relative error by the rule's own account, below which a miss is a needle
+
+# values(x, elem): points (n, k) of the elements (k) to (n, k, o)
+Values = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """What the rule makes of panels, or of elements.
+
+    Args:
+        value: Integral.
+        error: Estimate of its error; inf where the integrand is not finite.
+        size: Integral of |f|.
+        noise: Error from rounding; inf where there is no use in going on.
+    """
+
+    value: Float[Tensor, "k o"]
+    error: Float[Tensor, "k o"]
+    size: Float[Tensor, "k o"]
+    noise: Float[Tensor, "k o"]
+
+    @property
+    def columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four tensors."""
+        return self.value, self.error, self.size, self.noise
+
+    def __getitem__(self, index: Tensor) -> Sums:
+        return Sums(*(t[index] for t in self.columns))
+
+    def where(self, kept: Bool[Tensor, " k"]) -> Sums:
+        """Zero in the other rows."""
+        return Sums(*(torch.where(kept[:, None], t, 0.0) for t in self.columns))
+
+    @staticmethod
+    def joined(parts: list[Sums]) -> Sums:
+        """All rows of all parts."""
+        if len(parts) == 1:
+            return parts[0]
+        return Sums(*(torch.cat(c) for c in zip(*(p.columns for p in parts), strict=True)))
+
+    def grouped(self, group: Int[Tensor, " k"], num: int) -> Sums:
+        """Totals of the rows of each group."""
+        return Sums(*(grouped(t, group, num) for t in self.columns))
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Sums of panels, and where a needle shows in a panel that the rule calls resolved.
+
+    Args:
+        sums: Of every panel.
+        needle: Place u of a check far off the interpolant; NaN where there is none.
+    """
+
+    sums: Sums
+    needle: Float[Tensor, " k"]
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """A rule, an integrand and its ends.
+
+    Args:
+        values: The integrand.
+        ends: From where panels measure their points.
+        rounding: Relative rounding error of the integrand's values.
+        points: How many points are evaluated together.
+    """
+
+    values: Values
+    ends: Ends
+    rounding: float
+    points: int
+
+    def __call__(self, panels: Panels, rule: PanelRule) -> Measured:
+        """The rule on every panel."""
+        k, together = len(panels.lo), max(1, self.points // len(rule.nodes))
+        if k <= together:
+            return self._measured(panels, rule)
+        starts = torch.arange(k, device=panels.lo.device).split(together)
+        parts = [self._measured(panels[i], rule) for i in starts]
+        sums = Sums.joined([part.sums for part in parts])
+        return Measured(sums, torch.cat([part.needle for part in parts]))
+
+    def at(self, u: Float[Tensor, "n k"], panels: Panels) -> tuple[Tensor, Tensor]:
+        """Points x, and the integrand there per unit of the panel."""
+        x, slope = self.ends.points(u, panels.end)
+        f = self.values(x, self.ends.elem[panels.end])
+        return x, f * (slope * (panels.hi - panels.lo))[..., None]
+
+    def _measured(self, panels: Panels, rule: PanelRule) -> Measured:
+        u = torch.addcmul(panels.lo, panels.hi - panels.lo, rule.nodes[:, None])
+        x, f = self.at(u, panels)
+        n, k, o = f.shape
+        f, num_bad = self._finite(f, u, panels)
+        at_nodes, at_checks = f.reshape(n, k * o).split(
+            [rule.weights.shape[1], len(rule.interpolation)]
+        )
+        weights = rule.weights if not f.is_complex() else rule.weights.to(f.dtype)
+        value, difference = weights @ at_nodes
+        size = rule.weights[0] @ at_nodes.abs()
+        spread = rule.weights[0] @ (at_nodes - value).abs()
+        missed = (at_checks - rule.interpolation.to(f.dtype) @ at_nodes).abs()
+        mean_missed = missed.mean(dim=0)
+        unit = spread.clamp(min=_TINY)
+        own = (200.0 * difference.abs() / unit) ** 1.5
+        share = torch.maximum(own, 10.0 * (mean_missed / unit).square()).clamp(max=1.0)
+        error = spread.maximum(mean_missed) * share
+        noise = self.rounding * size + self._blur(x, panels, o) * spread
+        if num_bad is not None:
+            error = torch.where(num_bad > 0, math.inf, error)
+            noise = torch.where(num_bad >= _REGION, math.inf, noise)
+        sums = Sums(*(t.view(k, o) for t in (value, error, size, noise)))
+        hidden = (own < _RESOLVED) & (share > own)
+        return Measured(sums, _needle(missed, mean_missed, hidden, u, k))
+
+    def _blur(self, x: Tensor, panels: Panels, o: int) -> Float[Tensor, " ko"]:
+        """Rounding of x relative to the panel: it matters next to an end other than zero."""
+        ends = self.ends
+        middle = x[len(x) // 2].abs()
+        width = (ends.reach[panels.end] * (panels.hi - panels.lo)).abs()
+        place = middle / width
+        if ends.some_infinite:
+            place = torch.where(ends.infinite[panels.end], 1.0, place)
+        return (_EPS * place)[:, None].expand(-1, o).reshape(-1)
+
+    def _finite(self, f: Tensor, u: Tensor, panels: Panels) -> tuple[Tensor, Tensor | None]:
+        """Values, and how many are not finite, which become zero.
+
+        A point where the integrand is not finite is stepped off: a removable singularity on a
+        node is nobody's fault.
+        """
+        good = f.isfinite()
+        if bool(good.all()):
+            return f, None
+        f = torch.where(good, f, self.at(u * (1 - NUDGE), panels)[1])
+        good = f.isfinite()
+        return torch.where(good, f, 0.0), (~good).sum(dim=0).flatten()
+
+
+def _needle(
+    missed: Float[Tensor, "m ko"],
+    mean_missed: Float[Tensor, " ko"],
+    hidden: Tensor,
+    u: Float[Tensor, "n k"],
+    k: int,
+) -> Float[Tensor, " k"]:
+    m = len(missed)
+    none = torch.full_like(u[0], math.nan)
+    if m < 4 / _FEW or not bool(hidden.any()):
+        return none
+    most, where = missed.max(dim=0)
+    sharp = (hidden & (most > _FEW * m * mean_missed)).view(k, -1)
+    column = (sharp * most.view(k, -1)).argmax(dim=1, keepdim=True)
+    place = u[-m:].gather(0, where.view(k, -1).gather(1, column).mT)[0]
+    return torch.where(sharp.any(dim=1), place, none)
+
+
+def grouped(rows: Float[Tensor, " k *o"], group: Int[Tensor, " k"], num: int) -> Tensor:
+    """Sums of the rows with the same group."""
+    if num == 1:
+        return rows.sum(dim=0, keepdim=True)
+    return rows.new_zeros(num, *rows.shape[1:]).index_add(0, group, rows)

@@ -1,0 +1,148 @@
+"""Where the points lie: ends, and panels that measure their distance from an end.
+
+A domain is cut at `breaks` into segments, and each segment in the middle into two ends. A panel
+is an interval [lo, hi] of the relative distance u from its end, so that a singular end can be
+approached down to the smallest float: x = anchor + reach·u, or anchor + reach/u where the end is
+infinite. The panel with lo = 0 touches the end; refined, it leaves shells [hi/4, hi], [hi/16,
+hi/4], ..., whose integrals `extrapolation` sums to the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+SHELL_RATIO = 4.0
+SHELLS = 4  # opened at once when an end is refined
+_HALVES = 2  # panels of a shell
+_SECTIONS = 4  # of any other panel
+CHILDREN = SHELLS * _HALVES + 1  # at most, of one panel
+_START = 4  # panels of an end at first
+_FAR = 1.0  # where a tail begins, as a distance from the last break
+
+
+@dataclass(frozen=True, eq=False)
+class Ends:
+    """Two for each segment.
+
+    Args:
+        elem: Batch element of each.
+        anchor: The end itself; of an infinite one the point from which distance is measured.
+        reach: Signed distance that u = 1 stands for.
+        infinite: Whether u → 0 is infinity.
+        some_infinite: Whether any is, known without asking the device.
+    """
+
+    elem: Int[Tensor, " e"]
+    anchor: Float[Tensor, " e"]
+    reach: Float[Tensor, " e"]
+    infinite: Bool[Tensor, " e"]
+    some_infinite: bool
+
+    def points(
+        self, u: Float[Tensor, "n k"], end: Int[Tensor, " k"]
+    ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "#n k"]]:
+        """Points of the integration variable and |dx/du|."""
+        reach, anchor = self.reach[end], self.anchor[end]
+        if not self.some_infinite:
+            return torch.addcmul(anchor, reach, u), reach.abs()[None]
+        infinite = self.infinite[end]
+        inverse = u.reciprocal()
+        x = torch.addcmul(anchor, reach, torch.where(infinite, inverse, u))
+        return x, reach.abs() * torch.where(infinite, inverse.square(), 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Panels:
+    """Intervals [lo, hi] of u; `shell` is −1 before any refinement of the end."""
+
+    end: Int[Tensor, " k"]
+    lo: Float[Tensor, " k"]
+    hi: Float[Tensor, " k"]
+    shell: Int[Tensor, " k"]
+
+    @property
+    def touching(self) -> Bool[Tensor, " k"]:
+        """Which reach down to their end."""
+        return self.lo == 0
+
+    def __getitem__(self, index: Tensor) -> Panels:
+        return Panels(self.end[index], self.lo[index], self.hi[index], self.shell[index])
+
+    @staticmethod
+    def joined(parts: list[Panels]) -> Panels:
+        """All panels of all parts."""
+        columns = zip(*((p.end, p.lo, p.hi, p.shell) for p in parts), strict=True)
+        return Panels(*(torch.cat(c) for c in columns))
+
+
+def ends_of(edges: Float[Tensor, "b s"]) -> Ends:
+    """Ends of the segments between ascending edges; one edge of a segment may be infinite.
+
+    Empty segments (equal edges) are left out.
+    """
+    b, s = edges.shape
+    lo, hi = edges[:, :-1], edges[:, 1:]
+    far_left, far_right = lo.isneginf(), hi.isposinf()
+    reach = torch.where(far_left | far_right, _FAR, 0.5 * (hi - lo))
+    left = torch.stack([torch.where(far_left, hi, lo), torch.where(far_left, -reach, reach)])
+    right = torch.stack([torch.where(far_right, lo, hi), torch.where(far_right, reach, -reach)])
+    infinite = torch.stack([far_left, far_right])
+    anchor, reach = torch.stack([left, right], dim=1)  # (2 sides, b, s)
+    elem = torch.arange(b, device=edges.device)[:, None].expand(2, b, s - 1)
+    some = (lo < hi).expand(2, b, s - 1)
+    if bool(some.all()):
+        picked = (t.flatten() for t in (elem, anchor, reach, infinite))
+    else:
+        picked = (t[some] for t in (elem, anchor, reach, infinite))
+    elem, anchor, reach, infinite = picked
+    return Ends(elem, anchor, reach, infinite, bool(infinite.any()))
+
+
+def first_panels(ends: Ends) -> Panels:
+    """Every end in a few equal panels."""
+    e, device = len(ends.elem), ends.elem.device
+    grid = torch.arange(_START + 1, dtype=torch.float64, device=device) / _START
+    end = torch.arange(e, device=device).repeat_interleave(_START)
+    return Panels(end, grid[:-1].repeat(e), grid[1:].repeat(e), torch.full_like(end, -1))
+
+
+def joined_ends(parts: list[Ends]) -> Ends:
+    """All ends of all parts, in order."""
+    columns = zip(*((e.elem, e.anchor, e.reach, e.infinite) for e in parts), strict=True)
+    return Ends(*(torch.cat(c) for c in columns), any(e.some_infinite for e in parts))
+
+
+def refined(panels: Panels) -> Panels:
+    """Children of panels: shells and a new panel at the end, or equal sections."""
+    touching = panels.touching
+    parts = []
+    if bool(touching.any()):
+        parts.append(_opened(panels[touching]))
+        panels = panels[~touching]
+    if len(panels.lo):
+        parts.append(_cut(panels))
+    return Panels.joined(parts) if len(parts) > 1 else parts[0]
+
+
+def _opened(panels: Panels) -> Panels:
+    k, device = len(panels.lo), panels.lo.device
+    count = torch.arange(SHELLS * _HALVES + 1, device=device)
+    powers = SHELL_RATIO ** (-count.double() / _HALVES)
+    hi = panels.hi[:, None] * powers
+    lo = torch.cat([hi[:, 1:], torch.zeros_like(hi[:, :1])], dim=1)
+    # the panel at the end bears the number of the last shell opened
+    number = (1 + count // _HALVES).clamp(max=SHELLS)
+    shell = panels.shell[:, None] + number
+    end = panels.end[:, None].expand(k, CHILDREN)
+    return Panels(end.flatten(), lo.flatten(), hi.flatten(), shell.flatten())
+
+
+def _cut(panels: Panels) -> Panels:
+    share = torch.arange(_SECTIONS + 1, dtype=torch.float64, device=panels.lo.device) / _SECTIONS
+    edges = torch.lerp(panels.lo[:, None], panels.hi[:, None], share)
+    end, shell = (t.repeat_interleave(_SECTIONS) for t in (panels.end, panels.shell))
+    return Panels(end, edges[:, :-1].flatten(), edges[:, 1:].flatten(), shell)

@@ -1,0 +1,239 @@
+"""A batch of integrals, as the methods see it: flat, checked, in ascending order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from probcalc.integration.integrand import Integrand
+
+Limit = Tensor | float | int
+
+
+@dataclass(frozen=True, eq=False)
+class Tolerance:
+    """What the caller asked for, and what is tried for where nothing was asked.
+
+    Args:
+        rtol: Relative tolerance, or None.
+        atol: Absolute tolerance, or None.
+        max_evals: Budget of each element, or None.
+    """
+
+    rtol: float | None = None
+    atol: float | None = None
+    max_evals: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("rtol", "atol"):
+            asked = getattr(self, name)
+            if asked is not None and not 0 <= asked < math.inf:
+                raise ValueError(f"`{name}` must be a finite number ≥ 0, got {asked}.")
+        if self.max_evals is not None and self.max_evals < 1:
+            raise ValueError(f"`max_evals` must be at least 1, got {self.max_evals}.")
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is a tolerance that can be missed."""
+        return self.rtol is not None or self.atol is not None
+
+    def missed(self, value: Tensor, error: Tensor) -> Bool[Tensor, " ..."]:
+        """Where the error is above both tolerances."""
+        allowed = ((self.rtol or 0.0) * value.abs()).clamp(min=self.atol or 0.0)
+        return ~(error <= allowed)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Integrals of one function over intervals or boxes.
+
+    Args:
+        fn: The caller's function.
+        args: Its further arguments; tensors carry the batch in front.
+        lower: Lower limits, ``(b)`` or ``(b, d)``, never above the upper ones.
+        upper: Upper limits.
+        sign: −1 where the limits came in reverse.
+        breaks: Further points where the integrand may be rough, ``(b, s)``.
+        batch: Shape of the batch.
+        dtype: In which the function is evaluated.
+    """
+
+    fn: Callable[..., Tensor]
+    args: tuple[Any, ...]
+    lower: Float[Tensor, " b *event"]
+    upper: Float[Tensor, " b *event"]
+    sign: Float[Tensor, " b"]
+    breaks: Float[Tensor, "b s"]
+    batch: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of integrals."""
+        return math.prod(self.batch)
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """Shape of a point."""
+        return tuple(self.lower.shape[1:])
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those among the arguments."""
+        return tuple(a for a in self.args if torch.is_tensor(a))
+
+    @property
+    def padded(self) -> bool:
+        """Whether every call of the function sees the whole batch."""
+        return bool(self.batch) and not self.tensors
+
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> Problem:
+        """The same problem with other tensors among the arguments."""
+        rest = iter(tensors)
+        args = tuple(next(rest) if torch.is_tensor(a) else a for a in self.args)
+        return replace(self, args=args)
+
+    def integrand(self) -> Integrand:
+        """The function of points and their elements."""
+        filler = torch.where(self.lower.isfinite(), self.lower, self.upper)
+        both = self.lower.isfinite() & self.upper.isfinite()
+        filler = torch.where(both, 0.5 * (self.lower + self.upper), filler)
+        filler = torch.where(filler.isfinite(), filler, 0.0).detach()
+        return Integrand(self.fn, self.args, self.batch, self.event, self.dtype, filler)
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """What a method found for a flat problem: ``(b, *out)``, flags and costs ``(b)``."""
+
+    value: Float[Tensor, " b *out"]
+    error: Float[Tensor, " b *out"]
+    status: Int[Tensor, " b"]
+    num_evals: Int[Tensor, " b"]
+    method: str
+
+
+def problem(
+    fn: Callable[..., Tensor],
+    lower: Limit,
+    upper: Limit,
+    *,
+    args: tuple[Any, ...],
+    event_dim: int,
+    breaks: Tensor | Sequence[float] | None,
+    dtype: torch.dtype | None,
+) -> Problem:
+    """Check and flatten what the caller gave.
+
+    Raises:
+        TypeError: If a limit or the function is not one.
+        ValueError: If limits are NaN, shapes do not fit or devices differ.
+    """
+    if not callable(fn):
+        raise TypeError(f"the integrand must be a function, got {type(fn).__name__}.")
+    if event_dim not in (0, 1):
+        raise ValueError(f"`event_dim` must be 0 (intervals) or 1 (boxes), got {event_dim}.")
+    if not isinstance(args, tuple):
+        raise TypeError(f"`args` must be a tuple of tensors, got {type(args).__name__}.")
+    device = common_device({"lower": lower, "upper": upper, "breaks": breaks}, args)
+    evaluated = dtype or common_dtype((lower, upper, *args))
+    lo, hi = torch.broadcast_tensors(
+        _limit("lower", lower, device), _limit("upper", upper, device)
+    )
+    batch = _batch(lo, event_dim)
+    flat = tuple(_flattened(i, a, batch) for i, a in enumerate(args))
+    b = math.prod(batch)
+    lo, hi = lo.reshape(b, *lo.shape[len(batch) :]), hi.reshape(b, *hi.shape[len(batch) :])
+    flipped = hi < lo
+    sign = 1.0 - 2.0 * flipped.double()
+    sign = sign.prod(dim=1) if event_dim else sign
+    lo, hi = torch.where(flipped, hi, lo), torch.where(flipped, lo, hi)
+    points = _breaks(breaks, batch, device)
+    return Problem(fn, flat, lo, hi, sign, points, batch, evaluated)
+
+
+def common_dtype(given: Sequence[Any]) -> torch.dtype:
+    """Of the floating tensors among what was given; float64 where there are none."""
+    found = [t.dtype for t in given if torch.is_tensor(t) and t.is_floating_point()]
+    if not found:
+        return torch.float64
+    dtype = found[0]
+    for other in found[1:]:
+        dtype = torch.promote_types(dtype, other)
+    return dtype
+
+
+def common_device(named: dict[str, Any], args: tuple[Any, ...]) -> torch.device:
+    """Of all tensors; the CPU where there are none.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    named = named | {f"args[{i}]": a for i, a in enumerate(args)}
+    devices = {name: t.device for name, t in named.items() if torch.is_tensor(t)}
+    if len(set(devices.values())) > 1:
+        raise ValueError(f"all tensors must be on one device, got {devices}.")
+    return next(iter(devices.values()), torch.device("cpu"))
+
+
+def _limit(name: str, given: Limit, device: torch.device) -> Float[Tensor, " ..."]:
+    if isinstance(given, complex) or (torch.is_tensor(given) and given.is_complex()):
+        raise TypeError(f"`{name}` must be real; integrate a complex function along a real path.")
+    limit = _as_double(given, device)
+    if bool(limit.isnan().any()):
+        raise ValueError(f"`{name}` must not be NaN, got {given!r}.")
+    return limit
+
+
+def _as_double(given: Any, device: torch.device) -> Tensor:
+    # a Python number would become float32 on its way through the default dtype
+    if torch.is_tensor(given):
+        return given.double()
+    return torch.as_tensor(given, dtype=torch.float64, device=device)
+
+
+def _batch(limit: Tensor, event_dim: int) -> tuple[int, ...]:
+    if event_dim and not limit.ndim:
+        raise ValueError(
+            "limits of boxes must have shape (*batch, d); got two numbers. Use event_dim=0 for "
+            "intervals."
+        )
+    return tuple(limit.shape[: limit.ndim - event_dim])
+
+
+def _flattened(i: int, arg: Any, batch: tuple[int, ...]) -> Any:
+    if not torch.is_tensor(arg) or not batch:
+        return arg
+    if tuple(arg.shape[: len(batch)]) != batch:
+        raise ValueError(
+            f"`args[{i}]` must start with the batch shape {batch} of the limits, got shape "
+            f"{tuple(arg.shape)}; expand the limits or the argument."
+        )
+    return arg.reshape(math.prod(batch), *arg.shape[len(batch) :])
+
+
+def _breaks(
+    given: Tensor | Sequence[float] | None, batch: tuple[int, ...], device: torch.device
+) -> Float[Tensor, "b s"]:
+    b = math.prod(batch)
+    if given is None:
+        return torch.zeros(b, 0, dtype=torch.float64, device=device)
+    points = _as_double(given, device).detach()
+    if points.ndim == 0:
+        points = points[None]
+    if bool(points.isnan().any()):
+        raise ValueError(f"`breaks` must not be NaN, got {given!r}.")
+    try:
+        return points.expand(*batch, points.shape[-1]).reshape(b, -1)
+    except RuntimeError:
+        raise ValueError(
+            f"`breaks` must have shape (s) or (*batch, s) with batch {batch}, got "
+            f"{tuple(points.shape)}."
+        ) from None
