@@ -35,6 +35,8 @@ _UNSEEN = 2.0  # error of a panel too narrow to cut, in units of its share
 _GROWING = 0.9  # ratio of successive refinements' integrals of |f| above which they diverge
 _LOCAL = 1e-6  # share of the domain being refined, above which a slow decay proves nothing
 _MEMORY = 4  # refinements over which ratios are taken, and which are too recent for it
+_START = 4  # panels of an end at first; one where breaks have cut the domain up already
+_MANY = 8  # ends of an element that count as many
 _ATTENTION = 2**13  # checks that a single integral gets at first; a large batch shares them
 _CHECKS = 6  # of a panel, at least
 
@@ -122,7 +124,8 @@ def adaptive(measure: Measure, num_elements: int, goal: Goal) -> Swept:
     """
     device = measure.ends.elem.device
     coarse = gauss_kronrod(device, _CHECKS)
-    panels = first_panels(measure.ends)
+    per_end = _START if len(measure.ends.elem) <= _MANY * num_elements else 1
+    panels = first_panels(measure.ends, per_end)
     rule = gauss_kronrod(device, max(_ATTENTION // max(len(panels.lo), 1), _CHECKS))
     first = measure(panels, rule)
     measure, panels, sums = with_needles(measure, panels, first, num_elements, coarse)
@@ -166,7 +169,8 @@ def _swept(
     stop = met | (cost == 0) | (work.spent + cost > goal.max_evals)
     work, decay = _followed(work, wanted)
     if bool(stop.any()):
-        narrow = work.total(sums.where(wanted & ~divisible)).size
+        summed = (sums.error < work.sums.error).any(dim=1)  # to the end, by extrapolation
+        narrow = work.total(sums.where(wanted & ~divisible & ~summed)).size
         hidden = _UNSEEN * narrow / (1 - decay.clamp(max=_GROWING))[:, None]
         total = replace(total, error=total.error + hidden)
         diverging = (decay > _GROWING) | (work.sum_rows(endless.long()) > 0)

@@ -91,7 +91,8 @@ def _estimate(posed: Problem, solved: Solved, tolerance: Tolerance, confidence: 
     value, error, status = solved.value.to(dtype), solved.error, solved.status
     error = error + torch.finfo(dtype).eps * value.detach().abs() * (dtype != torch.float64)
     if tolerance.asked:
-        missed = tolerance.missed(solved.value.detach(), error).flatten(1).any(dim=1)
+        missed = tolerance.missed(solved.value.detach(), error)
+        missed = missed.reshape(len(missed), -1).any(dim=1)
         status = status | torch.where(missed, Status.TOLERANCE_NOT_REACHED, Status.OK)
     result = Estimate(
         value.reshape(shape),

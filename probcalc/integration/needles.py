@@ -18,6 +18,7 @@ from probcalc.integration.panels import Panels, ends_of, first_panels, joined_en
 from probcalc.integration.rules import PanelRule
 
 _FAINT = 1e-250  # integrals of |f| this small are far tails, or nothing
+_START = 4  # panels of an end before that
 _OPENINGS = 3  # of an end at a needle before anything is judged
 _SEARCHED = 2**12  # points of each of two grids in a panel of an element that is zero so far
 _MOST_SEARCHED = 2**21  # points over all elements
@@ -31,14 +32,14 @@ def with_needles(
     needle = first.needle
     size = grouped(first.sums.size, measure.ends.elem[panels.end], num_elements)
     empty = size.amax(dim=1) < _FAINT
-    if bool(empty.any()):
+    if len(panels.lo) and bool(empty.any()):
         needle = _searched(measure, panels, needle, empty)
     found = ~needle.isnan()
     if not bool(found.any()):
         return measure, panels, first.sums
     edges = _edges(measure, panels[found], needle[found])
     ends = ends_of(edges)
-    fresh = first_panels(ends)
+    fresh = first_panels(ends, _START)
     for _ in range(_OPENINGS):
         touching = fresh.touching
         fresh = Panels.joined([fresh[~touching], refined(fresh[touching])])

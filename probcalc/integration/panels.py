@@ -20,7 +20,6 @@ SHELLS = 4  # opened at once when an end is refined
 _HALVES = 2  # panels of a shell
 _SECTIONS = 4  # of any other panel
 CHILDREN = SHELLS * _HALVES + 1  # at most, of one panel
-_START = 4  # panels of an end at first
 _FAR = 1.0  # where a tail begins, as a distance from the last break
 
 
@@ -102,11 +101,11 @@ def ends_of(edges: Float[Tensor, "b s"]) -> Ends:
     return Ends(elem, anchor, reach, infinite, bool(infinite.any()))
 
 
-def first_panels(ends: Ends) -> Panels:
+def first_panels(ends: Ends, per_end: int) -> Panels:
     """Every end in a few equal panels."""
     e, device = len(ends.elem), ends.elem.device
-    grid = torch.arange(_START + 1, dtype=torch.float64, device=device) / _START
-    end = torch.arange(e, device=device).repeat_interleave(_START)
+    grid = torch.arange(per_end + 1, dtype=torch.float64, device=device) / per_end
+    end = torch.arange(e, device=device).repeat_interleave(per_end)
     return Panels(end, grid[:-1].repeat(e), grid[1:].repeat(e), torch.full_like(end, -1))
 
 
