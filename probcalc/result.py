@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Inexact, Int
 from scipy.special import ndtri, stdtrit
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -54,7 +54,7 @@ class Estimate:
         covariance: Covariance between few output components, or None.
     """
 
-    value: Float[Tensor, " ..."]
+    value: Inexact[Tensor, " ..."]
     error: Float[Tensor, " ..."]
     std_error: Float[Tensor, " ..."] | None = None
     dof: float | None = None
@@ -66,7 +66,7 @@ class Estimate:
     covariance: Float[Tensor, " ..."] | None = None
 
     @classmethod
-    def exact(cls, value: Float[Tensor, " ..."] | float | int, **kwargs: Any) -> Estimate:
+    def exact(cls, value: Inexact[Tensor, " ..."] | float | int, **kwargs: Any) -> Estimate:
         """A number known without error, such as a closed form or a given constant."""
         value = torch.as_tensor(value, dtype=None if torch.is_tensor(value) else torch.float64)
         return cls(value, torch.zeros_like(value.detach()), **kwargs)
@@ -283,7 +283,7 @@ def _union_bound(a: Estimate, b: Estimate) -> float:
     return max(0.0, a.confidence + b.confidence - 1.0)
 
 
-def format_with_error(value: complex, error: float) -> str:
+def format_with_error(value: float | complex, error: float) -> str:
     """`value ± error` with as many digits as the error justifies, one more to be seen.
 
     >>> format_with_error(0.0691516012, 3.2e-9)

@@ -19,7 +19,16 @@ from torch import Tensor
 from probcalc.integration.extrapolation import levin_limit
 from probcalc.integration.measure import Measure, Sums, grouped
 from probcalc.integration.needles import with_needles
-from probcalc.integration.panels import CHILDREN, SHELLS, Ends, Panels, first_panels, refined
+from probcalc.integration.panels import (
+    ATTENTION,
+    CHILDREN,
+    SHELLS,
+    START,
+    Ends,
+    Panels,
+    first_panels,
+    refined,
+)
 from probcalc.integration.rules import PanelRule, gauss_kronrod
 from probcalc.status import Status
 
@@ -35,9 +44,7 @@ _UNSEEN = 2.0  # error of a panel too narrow to cut, in units of its share
 _GROWING = 0.9  # ratio of successive refinements' integrals of |f| above which they diverge
 _LOCAL = 1e-6  # share of the domain being refined, above which a slow decay proves nothing
 _MEMORY = 4  # refinements over which ratios are taken, and which are too recent for it
-_START = 4  # panels of an end at first; one where breaks have cut the domain up already
 _MANY = 8  # ends of an element that count as many
-_ATTENTION = 2**13  # checks that a single integral gets at first; a large batch shares them
 _CHECKS = 6  # of a panel, at least
 
 
@@ -124,9 +131,9 @@ def adaptive(measure: Measure, num_elements: int, goal: Goal) -> Swept:
     """
     device = measure.ends.elem.device
     coarse = gauss_kronrod(device, _CHECKS)
-    per_end = _START if len(measure.ends.elem) <= _MANY * num_elements else 1
+    per_end = START if len(measure.ends.elem) <= _MANY * num_elements else 1
     panels = first_panels(measure.ends, per_end)
-    rule = gauss_kronrod(device, max(_ATTENTION // max(len(panels.lo), 1), _CHECKS))
+    rule = gauss_kronrod(device, max(ATTENTION // max(len(panels.lo), 1), _CHECKS))
     first = measure(panels, rule)
     measure, panels, sums = with_needles(measure, panels, first, num_elements, coarse)
     work = _started(panels, sums, measure.ends, num_elements, len(rule.nodes))

@@ -11,7 +11,7 @@ import math
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 from torch import Tensor
 
 _FEWEST = 8  # terms, below which two transforms that agree prove nothing
@@ -21,8 +21,8 @@ _SAFETY = 10.0  # on the distance between transforms
 
 
 def levin_limit(
-    terms: Float[Tensor, "n p"], noise: Float[Tensor, "n p"]
-) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"]]:
+    terms: Inexact[Tensor, "n p"], noise: Float[Tensor, "n p"]
+) -> tuple[Inexact[Tensor, " p"], Float[Tensor, " p"]]:
     """Sum of a series, with an estimate of its error: the best from its first 8, 12, 16 ... terms.
 
     Late terms do not always help: next to an end other than zero they drown in rounding.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
 
@@ -39,7 +39,7 @@ class Integrand:
 
     def __call__(
         self, x: Float[Tensor, "n k *event"], elem: Int[Tensor, " k"]
-    ) -> Float[Tensor, "n k *out"]:
+    ) -> Inexact[Tensor, "n k *out"]:
         """Values at the points, in float64 or complex128."""
         x = x.to(self.dtype)
         if not self.batch:

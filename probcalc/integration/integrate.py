@@ -7,17 +7,24 @@ Every element of a batch has its own limits, parameters and convergence.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from probcalc.integration.problem import Limit, Problem, Solved, Tolerance, problem
+from probcalc.integration.problem import (
+    Limit,
+    Problem,
+    Solved,
+    Tolerance,
+    common_device,
+    common_dtype,
+    problem,
+)
 from probcalc.integration.quadrature import GaussKronrod
+from probcalc.integration.quick import quick
 from probcalc.result import Estimate
-from probcalc.status import EstimateWarning, Status
 
 
 class IntegrationMethod(Protocol):
@@ -79,29 +86,34 @@ def integrate(
     >>> integrate(lambda x: (-x * x).exp(), -float("inf"), float("inf"), rtol=1e-6).value
     tensor(1.7725, dtype=torch.float64)
     """
-    tolerance = Tolerance(rtol, atol, max_evals)
+    tolerance = Tolerance(rtol, atol, max_evals, confidence, generator)
+    if method is None and event_dim == 0 and breaks is None:
+        easy = _at_a_glance(fn, lower, upper, args, dtype, tolerance)
+        if easy is not None:
+            return easy
     posed = problem(fn, lower, upper, args=args, event_dim=event_dim, breaks=breaks, dtype=dtype)
     solved = (method or GaussKronrod()).solve(posed, tolerance)
-    return _estimate(posed, solved, tolerance, confidence)
+    return solved.estimate(posed.batch, posed.dtype, tolerance, stacklevel=2)
 
 
-def _estimate(posed: Problem, solved: Solved, tolerance: Tolerance, confidence: float) -> Estimate:
-    shape = (*posed.batch, *solved.value.shape[1:])
-    dtype = posed.dtype.to_complex() if solved.value.is_complex() else posed.dtype
-    value, error, status = solved.value.to(dtype), solved.error, solved.status
-    error = error + torch.finfo(dtype).eps * value.detach().abs() * (dtype != torch.float64)
-    if tolerance.asked:
-        missed = tolerance.missed(solved.value.detach(), error)
-        missed = missed.reshape(len(missed), -1).any(dim=1)
-        status = status | torch.where(missed, Status.TOLERANCE_NOT_REACHED, Status.OK)
-    result = Estimate(
-        value.reshape(shape),
-        error.to(posed.dtype).reshape(shape),
-        confidence=confidence,
-        status=status.reshape(posed.batch),
-        num_evals=solved.num_evals.reshape(posed.batch),
-        method=solved.method,
-    )
-    if not result.ok:
-        warnings.warn(f"{result!r}: {result.flags.advice}", EstimateWarning, stacklevel=3)
-    return result
+def _at_a_glance(
+    fn: Callable[..., Tensor],
+    lower: Limit,
+    upper: Limit,
+    args: tuple[Any, ...],
+    dtype: torch.dtype | None,
+    tolerance: Tolerance,
+) -> Estimate | None:
+    """One integral between plain numbers, if it is easy."""
+    limits = (lower, upper)
+    for limit in limits:
+        if torch.is_tensor(limit) and (limit.ndim or limit.requires_grad or limit.is_complex()):
+            return None
+    if not all(torch.is_tensor(t) or isinstance(t, (float, int)) for t in limits):
+        return None
+    if not callable(fn) or not isinstance(args, tuple):
+        return None
+    given = (*limits, *args)
+    device = common_device({"lower": lower, "upper": upper}, args)
+    evaluated = dtype or common_dtype(given)
+    return quick(fn, float(lower), float(upper), args, evaluated, device, tolerance)

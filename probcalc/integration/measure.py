@@ -20,6 +20,7 @@ from probcalc.integration.rules import PanelRule
 
 _EPS = torch.finfo(torch.float64).eps
 _TINY = torch.finfo(torch.float64).tiny
+FAINT = 1e-250  # integrals of |f| this small are far tails, or nothing
 NUDGE = 1e-7  # relative step off a point where the integrand is not finite
 _REGION = 3  # bad points in one panel that are not isolated
 _FEW = 0.1  # share of all misses that one check of a needle has
@@ -67,6 +68,46 @@ class Sums:
     def grouped(self, group: Int[Tensor, " k"], num: int) -> Sums:
         """Totals of the rows of each group."""
         return Sums(*(grouped(t, group, num) for t in self.columns))
+
+
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """A rule on the columns of a matrix of values.
+
+    Args:
+        value: Integral.
+        error: Its estimated error.
+        size: Integral of |f|.
+        spread: Integral of |f − mean|.
+        missed: Distance of each check from the interpolant.
+        hidden: Where the rule alone would see nothing of what the checks see.
+    """
+
+    value: Float[Tensor, " c"]
+    error: Float[Tensor, " c"]
+    size: Float[Tensor, " c"]
+    spread: Float[Tensor, " c"]
+    missed: Float[Tensor, "m c"]
+    hidden: Bool[Tensor, " c"]
+
+
+def applied(rule: PanelRule, f: Float[Tensor, "n c"]) -> Applied:
+    """The rule with QUADPACK's error estimate, or the interpolant's where that is larger."""
+    at_nodes, at_checks = f.split([rule.weights.shape[1], len(rule.interpolation)])
+    real, predict = rule.weights, rule.interpolation
+    weights = real
+    if f.is_complex():
+        weights, predict = real.to(f.dtype), predict.to(f.dtype)
+    value, difference = weights @ at_nodes
+    size = real[0] @ at_nodes.abs()
+    spread = real[0] @ (at_nodes - value).abs()
+    missed = (at_checks - predict @ at_nodes).abs()
+    mean_missed = missed.mean(dim=0)
+    unit = spread.clamp(min=_TINY)
+    own = (200.0 * difference.abs() / unit) ** 1.5
+    share = own.maximum(10.0 * (mean_missed / unit).square()).clamp(max=1.0)
+    hidden = (own < _RESOLVED) & (share > own)
+    return Applied(value, spread.maximum(mean_missed) * share, size, spread, missed, hidden)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,33 +160,23 @@ class Measure:
         x, f = self.at(u, panels)
         n, k, o = f.shape
         f, num_bad = self._finite(f, u, panels)
-        at_nodes, at_checks = f.reshape(n, k * o).split(
-            [rule.weights.shape[1], len(rule.interpolation)]
+        of = applied(rule, f.reshape(n, k * o))
+        noise = (
+            self.rounding * of.size
+            + self._blur(x[rule.weights.shape[1] // 2], panels, o) * of.spread
         )
-        weights = rule.weights if not f.is_complex() else rule.weights.to(f.dtype)
-        value, difference = weights @ at_nodes
-        size = rule.weights[0] @ at_nodes.abs()
-        spread = rule.weights[0] @ (at_nodes - value).abs()
-        missed = (at_checks - rule.interpolation.to(f.dtype) @ at_nodes).abs()
-        mean_missed = missed.mean(dim=0)
-        unit = spread.clamp(min=_TINY)
-        own = (200.0 * difference.abs() / unit) ** 1.5
-        share = torch.maximum(own, 10.0 * (mean_missed / unit).square()).clamp(max=1.0)
-        error = spread.maximum(mean_missed) * share
-        noise = self.rounding * size + self._blur(x, panels, o) * spread
+        error = of.error
         if num_bad is not None:
-            error = torch.where(num_bad > 0, math.inf, error)
+            error = torch.where(num_bad > 0, math.inf, of.error)
             noise = torch.where(num_bad >= _REGION, math.inf, noise)
-        sums = Sums(*(t.view(k, o) for t in (value, error, size, noise)))
-        hidden = (own < _RESOLVED) & (share > own)
-        return Measured(sums, _needle(missed, mean_missed, hidden, u, k))
+        sums = Sums(*(t.view(k, o) for t in (of.value, error, of.size, noise)))
+        return Measured(sums, _needle(of, u, k))
 
-    def _blur(self, x: Tensor, panels: Panels, o: int) -> Float[Tensor, " ko"]:
+    def _blur(self, middle: Tensor, panels: Panels, o: int) -> Float[Tensor, " ko"]:
         """Rounding of x relative to the panel: it matters next to an end other than zero."""
         ends = self.ends
-        middle = x[len(x) // 2].abs()
         width = (ends.reach[panels.end] * (panels.hi - panels.lo)).abs()
-        place = middle / width
+        place = middle.abs() / width
         if ends.some_infinite:
             place = torch.where(ends.infinite[panels.end], 1.0, place)
         return (_EPS * place)[:, None].expand(-1, o).reshape(-1)
@@ -164,19 +195,14 @@ class Measure:
         return torch.where(good, f, 0.0), (~good).sum(dim=0).flatten()
 
 
-def _needle(
-    missed: Float[Tensor, "m ko"],
-    mean_missed: Float[Tensor, " ko"],
-    hidden: Tensor,
-    u: Float[Tensor, "n k"],
-    k: int,
-) -> Float[Tensor, " k"]:
+def _needle(of: Applied, u: Float[Tensor, "n k"], k: int) -> Float[Tensor, " k"]:
+    missed = of.missed
     m = len(missed)
     none = torch.full_like(u[0], math.nan)
-    if m < 4 / _FEW or not bool(hidden.any()):
+    if m < 4 / _FEW or not bool(of.hidden.any()):
         return none
     most, where = missed.max(dim=0)
-    sharp = (hidden & (most > _FEW * m * mean_missed)).view(k, -1)
+    sharp = (of.hidden & (most > _FEW * missed.sum(dim=0))).view(k, -1)
     column = (sharp * most.view(k, -1)).argmax(dim=1, keepdim=True)
     place = u[-m:].gather(0, where.view(k, -1).gather(1, column).mT)[0]
     return torch.where(sharp.any(dim=1), place, none)

@@ -13,12 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probcalc.integration.measure import Measure, Measured, Sums, grouped
-from probcalc.integration.panels import Panels, ends_of, first_panels, joined_ends, refined
+from probcalc.integration.measure import FAINT, Measure, Measured, Sums, grouped
+from probcalc.integration.panels import START, Panels, ends_of, first_panels, joined_ends, refined
 from probcalc.integration.rules import PanelRule
 
-_FAINT = 1e-250  # integrals of |f| this small are far tails, or nothing
-_START = 4  # panels of an end before that
 _OPENINGS = 3  # of an end at a needle before anything is judged
 _SEARCHED = 2**12  # points of each of two grids in a panel of an element that is zero so far
 _MOST_SEARCHED = 2**21  # points over all elements
@@ -31,7 +29,7 @@ def with_needles(
     """Panels after the first look, those with a needle cut there and measured anew."""
     needle = first.needle
     size = grouped(first.sums.size, measure.ends.elem[panels.end], num_elements)
-    empty = size.amax(dim=1) < _FAINT
+    empty = size.amax(dim=1) < FAINT
     if len(panels.lo) and bool(empty.any()):
         needle = _searched(measure, panels, needle, empty)
     found = ~needle.isnan()
@@ -39,7 +37,7 @@ def with_needles(
         return measure, panels, first.sums
     edges = _edges(measure, panels[found], needle[found])
     ends = ends_of(edges)
-    fresh = first_panels(ends, _START)
+    fresh = first_panels(ends, START)
     for _ in range(_OPENINGS):
         touching = fresh.touching
         fresh = Panels.joined([fresh[~touching], refined(fresh[touching])])

@@ -16,10 +16,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 SHELL_RATIO = 4.0
+ATTENTION = 2**13  # checks that a single integral gets at first; a large batch shares them
+START = 4  # panels of an end at first
 SHELLS = 4  # opened at once when an end is refined
 _HALVES = 2  # panels of a shell
 _SECTIONS = 4  # of any other panel
 CHILDREN = SHELLS * _HALVES + 1  # at most, of one panel
+_FALL = 1 / 2  # of the first panels towards an infinite end
 _FAR = 1.0  # where a tail begins, as a distance from the last break
 
 
@@ -102,11 +105,16 @@ def ends_of(edges: Float[Tensor, "b s"]) -> Ends:
 
 
 def first_panels(ends: Ends, per_end: int) -> Panels:
-    """Every end in a few equal panels."""
+    """Every end in a few panels: equal ones, or growing ones where the end is infinite."""
     e, device = len(ends.elem), ends.elem.device
-    grid = torch.arange(per_end + 1, dtype=torch.float64, device=device) / per_end
+    step = torch.arange(per_end + 1, dtype=torch.float64, device=device)
+    edges = (step / per_end).expand(e, -1)
+    if ends.some_infinite:
+        growing = torch.where(step > 0, _FALL ** (per_end - step), 0.0)
+        edges = torch.where(ends.infinite[:, None], growing, edges)
     end = torch.arange(e, device=device).repeat_interleave(per_end)
-    return Panels(end, grid[:-1].repeat(e), grid[1:].repeat(e), torch.full_like(end, -1))
+    lo, hi = edges[:, :-1].flatten(), edges[:, 1:].flatten()
+    return Panels(end, lo, hi, torch.full_like(end, -1))
 
 
 def joined_ends(parts: list[Ends]) -> Ends:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,8 +13,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probcalc.integration.integrand import Integrand
+from probcalc.result import Estimate
+from probcalc.status import EstimateWarning, Status
 
 Limit = Tensor | float | int
+DEFAULT_RTOL = 1e-8  # of deterministic rules, where the caller names no tolerance
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +28,15 @@ class Tolerance:
         rtol: Relative tolerance, or None.
         atol: Absolute tolerance, or None.
         max_evals: Budget of each element, or None.
+        confidence: Level of a random method's bar.
+        generator: Where a random method's seed is drawn from.
     """
 
     rtol: float | None = None
     atol: float | None = None
     max_evals: int | None = None
+    confidence: float = 0.99
+    generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -38,6 +46,8 @@ class Tolerance:
                 raise ValueError(f"`{name}` must be a finite number ≥ 0, got {asked}.")
         if self.max_evals is not None and self.max_evals < 1:
             raise ValueError(f"`max_evals` must be at least 1, got {self.max_evals}.")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"`confidence` must lie between 0 and 1, got {self.confidence}.")
 
     @property
     def asked(self) -> bool:
@@ -63,6 +73,7 @@ class Problem:
         breaks: Further points where the integrand may be rough, ``(b, s)``.
         batch: Shape of the batch.
         dtype: In which the function is evaluated.
+        rounding: Relative rounding error of its values.
     """
 
     fn: Callable[..., Tensor]
@@ -73,6 +84,7 @@ class Problem:
     breaks: Float[Tensor, "b s"]
     batch: tuple[int, ...]
     dtype: torch.dtype
+    rounding: float
 
     @property
     def size(self) -> int:
@@ -111,13 +123,51 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """What a method found for a flat problem: ``(b, *out)``, flags and costs ``(b)``."""
+    """What a method found for a flat problem: ``(b, *out)``, flags and costs ``(b)``.
+
+    Random methods give the standard error and its degrees of freedom as well.
+    """
 
     value: Float[Tensor, " b *out"]
     error: Float[Tensor, " b *out"]
     status: Int[Tensor, " b"]
     num_evals: Int[Tensor, " b"]
     method: str
+    std_error: Float[Tensor, " b *out"] | None = None
+    dof: float | None = None
+
+    def estimate(
+        self,
+        batch: tuple[int, ...],
+        dtype: torch.dtype,
+        tolerance: Tolerance,
+        stacklevel: int,
+    ) -> Estimate:
+        """In the caller's shape and precision; flagged where a tolerance asked for is missed."""
+        shape = (*batch, *self.value.shape[1:])
+        kind = dtype.to_complex() if self.value.is_complex() else dtype
+        rounding = torch.finfo(dtype).eps if dtype != torch.float64 else 0.0
+        error = self.error + rounding * self.value.detach().abs()
+        status = self.status
+        if tolerance.asked:
+            missed = tolerance.missed(self.value.detach(), error)
+            missed = missed.reshape(len(missed), -1).any(dim=1)
+            status = status | torch.where(missed, Status.TOLERANCE_NOT_REACHED, Status.OK)
+        std_error = None if self.std_error is None else self.std_error.to(dtype).reshape(shape)
+        result = Estimate(
+            self.value.to(kind).reshape(shape),
+            error.to(dtype).reshape(shape),
+            std_error,
+            self.dof,
+            tolerance.confidence,
+            status.reshape(batch),
+            self.num_evals.reshape(batch),
+            self.method,
+        )
+        if not result.ok:
+            advice = f"{result!r}: {result.flags.advice}"
+            warnings.warn(advice, EstimateWarning, stacklevel=stacklevel + 1)
+        return result
 
 
 def problem(
@@ -148,7 +198,7 @@ def problem(
         _limit("lower", lower, device), _limit("upper", upper, device)
     )
     batch = _batch(lo, event_dim)
-    flat = tuple(_flattened(i, a, batch) for i, a in enumerate(args))
+    flat = tuple(flattened(i, a, batch) for i, a in enumerate(args))
     b = math.prod(batch)
     lo, hi = lo.reshape(b, *lo.shape[len(batch) :]), hi.reshape(b, *hi.shape[len(batch) :])
     flipped = hi < lo
@@ -156,7 +206,8 @@ def problem(
     sign = sign.prod(dim=1) if event_dim else sign
     lo, hi = torch.where(flipped, hi, lo), torch.where(flipped, lo, hi)
     points = _breaks(breaks, batch, device)
-    return Problem(fn, flat, lo, hi, sign, points, batch, evaluated)
+    rounding = torch.finfo(evaluated).eps
+    return Problem(fn, flat, lo, hi, sign, points, batch, evaluated, rounding)
 
 
 def common_dtype(given: Sequence[Any]) -> torch.dtype:
@@ -186,13 +237,14 @@ def common_device(named: dict[str, Any], args: tuple[Any, ...]) -> torch.device:
 def _limit(name: str, given: Limit, device: torch.device) -> Float[Tensor, " ..."]:
     if isinstance(given, complex) or (torch.is_tensor(given) and given.is_complex()):
         raise TypeError(f"`{name}` must be real; integrate a complex function along a real path.")
-    limit = _as_double(given, device)
+    limit = as_double(given, device)
     if bool(limit.isnan().any()):
         raise ValueError(f"`{name}` must not be NaN, got {given!r}.")
     return limit
 
 
-def _as_double(given: Any, device: torch.device) -> Tensor:
+def as_double(given: Any, device: torch.device) -> Tensor:
+    """Number, sequence or tensor in float64."""
     # a Python number would become float32 on its way through the default dtype
     if torch.is_tensor(given):
         return given.double()
@@ -208,13 +260,18 @@ def _batch(limit: Tensor, event_dim: int) -> tuple[int, ...]:
     return tuple(limit.shape[: limit.ndim - event_dim])
 
 
-def _flattened(i: int, arg: Any, batch: tuple[int, ...]) -> Any:
+def flattened(i: int, arg: Any, batch: tuple[int, ...]) -> Any:
+    """An argument with its batch axes joined into one.
+
+    Raises:
+        ValueError: If it is a tensor that does not start with the batch shape.
+    """
     if not torch.is_tensor(arg) or not batch:
         return arg
     if tuple(arg.shape[: len(batch)]) != batch:
         raise ValueError(
-            f"`args[{i}]` must start with the batch shape {batch} of the limits, got shape "
-            f"{tuple(arg.shape)}; expand the limits or the argument."
+            f"`args[{i}]` must start with the batch shape {batch}, got shape {tuple(arg.shape)}; "
+            "expand it, or the limits or the distribution."
         )
     return arg.reshape(math.prod(batch), *arg.shape[len(batch) :])
 
@@ -225,7 +282,7 @@ def _breaks(
     b = math.prod(batch)
     if given is None:
         return torch.zeros(b, 0, dtype=torch.float64, device=device)
-    points = _as_double(given, device).detach()
+    points = as_double(given, device).detach()
     if points.ndim == 0:
         points = points[None]
     if bool(points.isnan().any()):

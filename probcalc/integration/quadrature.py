@@ -11,14 +11,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probcalc.integration.adaptive import Goal, Swept, adaptive
+
+# Dfrom probcalc.integration.density import as_integral
+# Dfrom probcalc.integration.expectation import Expectation
 from probcalc.integration.measure import NUDGE, Measure
 from probcalc.integration.panels import ends_of
-from probcalc.integration.problem import Problem, Solved, Tolerance
+from probcalc.integration.problem import DEFAULT_RTOL, Problem, Solved, Tolerance
+from probcalc.integration.quick import METHOD
 from probcalc.integration.replay import differentiable
 from probcalc.integration.rules import gauss_kronrod
 from probcalc.status import Status
 
-_RTOL = 1e-8  # where the caller names none
 _MAX_EVALS = 2**17
 _POINTS = 2**16  # evaluated together: fits a core's cache
 _POINTS_OF_FULL_BATCHES = 2**22  # where every call sees the whole batch
@@ -48,7 +51,7 @@ class GaussKronrod:
             error.reshape(problem.size, *mesh.shape),
             status,
             swept.num_evals,
-            "adaptive Gauss–Kronrod",
+            METHOD,
         )
 
 
@@ -119,11 +122,10 @@ def _mesh(problem: Problem, tolerance: Tolerance) -> PanelMesh:
         return f.reshape(*f.shape[:2], math.prod(shape[0]))
 
     together = _POINTS_OF_FULL_BATCHES if problem.padded else _POINTS
-    rounding = torch.finfo(problem.dtype).eps
-    rtol = (tolerance.rtol or 0.0) if tolerance.asked else _RTOL
+    rtol = (tolerance.rtol or 0.0) if tolerance.asked else DEFAULT_RTOL
     goal = Goal(rtol, tolerance.atol or 0.0, tolerance.max_evals or _MAX_EVALS)
     with torch.no_grad():
-        measure = Measure(values, ends_of(_edges(problem)), rounding, together)
+        measure = Measure(values, ends_of(_edges(problem)), problem.rounding, together)
         swept = adaptive(measure, problem.size, goal)
     return PanelMesh(swept, shape[0], together)
 

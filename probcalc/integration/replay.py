@@ -8,10 +8,10 @@ integrand closes over, chunks are checkpointed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Inexact, Int
 from torch import Tensor
 from torch.func import vjp
 from torch.utils.checkpoint import checkpoint
@@ -19,15 +19,16 @@ from torch.utils.checkpoint import checkpoint
 from probcalc.integration.problem import Problem
 
 
+@runtime_checkable
 class Mesh(Protocol):
     """Where integrals were evaluated, and what came of it."""
 
     @property
-    def found(self) -> Float[Tensor, "k o"]:
+    def found(self) -> Inexact[Tensor, "k o"]:
         """The rule's values on its cells."""
         ...
 
-    def assembled(self, found: Float[Tensor, "k o"]) -> Float[Tensor, "b o"]:
+    def assembled(self, found: Inexact[Tensor, "k o"]) -> Inexact[Tensor, "b o"]:
         """Integrals from values on the cells, differentiably."""
         ...
 
@@ -35,18 +36,18 @@ class Mesh(Protocol):
         """Cells in groups that are evaluated together."""
         ...
 
-    def values(self, problem: Problem, index: Int[Tensor, " k"]) -> Float[Tensor, "k o"]:
+    def values(self, problem: Problem, index: Int[Tensor, " k"]) -> Inexact[Tensor, "k o"]:
         """The rule on some of the cells, the integrand evaluated anew."""
         ...
 
-    def beyond(self, problem: Problem) -> Float[Tensor, "b o"] | None:
+    def beyond(self, problem: Problem) -> Inexact[Tensor, "b o"] | None:
         """Zero, with the derivatives of the integrals in the limits; None where there are none."""
         ...
 
 
 def differentiable(
     problem: Problem, find: Callable[[tuple[Any, ...]], Mesh]
-) -> tuple[Float[Tensor, "b o"], Mesh]:
+) -> tuple[Inexact[Tensor, "b o"], Mesh]:
     """Integrals of a problem, differentiable where anything in it is, and their mesh.
 
     Args:

@@ -1,0 +1,109 @@
+"""One look at one easy integral.
+
+The panels and checks of the first sweep of `adaptive`, with nothing around them: most integrals
+that are asked for one at a time are smooth, and end here. The bar is the plain difference of the
+two rules and the mean miss of the interpolant where that is small enough, else QUADPACK's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probcalc.integration.measure import FAINT, applied
+from probcalc.integration.panels import ATTENTION, START, ends_of, first_panels
+from probcalc.integration.problem import DEFAULT_RTOL, Tolerance
+from probcalc.integration.rules import PanelRule, gauss_kronrod
+from probcalc.result import Estimate
+
+METHOD = "adaptive Gauss–Kronrod"
+_EPS = torch.finfo(torch.float64).eps
+
+
+@lru_cache
+def _layout(
+    left: bool, right: bool, device: torch.device
+) -> tuple[Float[Tensor, " pn"], Float[Tensor, "p n"], PanelRule, Float[Tensor, "k m"]]:
+    """Points of a domain of unit size, |dx/du| of its panels, the rule and its interpolant.
+
+    The domain is [0, 1], [0, ∞), (−∞, 0] or the line; points come panel by panel.
+    """
+    inner = 0.0 if left or right else 1.0
+    edges = [-math.inf if left else 0.0, *[0.0] * (left and right), math.inf if right else inner]
+    ends = ends_of(torch.tensor([edges], dtype=torch.float64, device=device))
+    panels = first_panels(ends, START)
+    rule = gauss_kronrod(device, ATTENTION // len(panels.lo))
+    width = panels.hi - panels.lo
+    u = torch.addcmul(panels.lo, width, rule.nodes[:, None])
+    x, slope = ends.points(u, panels.end)
+    slope = (slope * width).expand_as(u).mT.contiguous()
+    return x.mT.flatten(), slope, rule, rule.interpolation.mT.contiguous()
+
+
+def quick(
+    fn: Callable[..., Tensor],
+    lower: float,
+    upper: float,
+    args: tuple[Any, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    tolerance: Tolerance,
+) -> Estimate | None:
+    """The integral if one look is enough; None where it takes more, or gradients."""
+    left, right = lower == -math.inf, upper == math.inf
+    around_zero = left != right and lower < 0 < upper
+    if around_zero or not lower < upper:
+        return None
+    unit, slope, rule, predict = _layout(left, right, device)
+    shift = upper if left and not right else 0.0 if left else lower
+    scale = 1.0 if left or right else upper - lower
+    x = torch.add(shift, unit, alpha=scale).to(dtype)
+    f = fn(x, *args)
+    if not torch.is_tensor(f) or f.shape != x.shape or f.requires_grad or f.is_complex():
+        return None
+    f = f.double().view(slope.shape)
+    if left or right:
+        f = f * slope
+    else:
+        scale = scale / slope.shape[0]  # all panels are equally wide
+    value, error, size = _looked_at(f, rule.weights, predict, scale)
+    # points of a narrow interval far from zero are rounded
+    blur = 1.0 if left or right else max(abs(lower), abs(upper)) / scale
+    noise = (torch.finfo(dtype).eps + _EPS * blur) * size
+    rtol = (tolerance.rtol or 0.0) if tolerance.asked else DEFAULT_RTOL
+    allowed = max(rtol * abs(value), tolerance.atol or 0.0)
+    if error > allowed:  # what the sharper estimate says
+        error = scale * float(applied(rule, f.mT).error.sum())
+    if not (error + noise <= allowed and size > FAINT):
+        return None  # NaN included
+    result = torch.tensor([value, error + noise], dtype=dtype, device=device)
+    return Estimate(
+        result[0],
+        result[1],
+        confidence=tolerance.confidence,
+        num_evals=f.numel(),
+        method=METHOD,
+    )
+
+
+def _looked_at(
+    f: Float[Tensor, "p n"],
+    weights: Float[Tensor, "2 k"],
+    predict: Float[Tensor, "k m"],
+    scale: float,
+) -> tuple[float, float, float]:
+    """Integral, error and integral of |f| over all panels."""
+    k = weights.shape[1]
+    at_nodes, at_checks = f[:, :k], f[:, k:]
+    missed = torch.addmm(at_checks, at_nodes, predict, alpha=-1).abs().mean(dim=1).sum()
+    value, difference = weights @ at_nodes.mT
+    size = (at_nodes.abs() @ weights[0]).sum()
+    figures = torch.stack([value.sum(), difference.abs().sum(), missed, size])
+    integral, distance, miss, absolute = (figures * scale).tolist()
+    return integral, distance + miss, absolute
