@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Inexact, Int, Num
 from torch import Tensor
 
 from probcalc.integration.extrapolation import levin_limit
@@ -33,6 +33,7 @@ from probcalc.integration.rules import PanelRule, gauss_kronrod
 from probcalc.status import Status
 
 _EPS = torch.finfo(torch.float64).eps
+_TINY = torch.finfo(torch.float64).tiny
 _SHARE = 0.5  # of the tolerance, for the panels that are left as they are
 _LATER = 1e-2  # of the present error, for panels whose turn has not come
 _FEWEST_SHELLS = 8  # before they are extrapolated
@@ -43,6 +44,7 @@ _TOO_NEAR = 1e-10  # an end is not opened below this, relative to its place
 _UNSEEN = 2.0  # error of a panel too narrow to cut, in units of its share
 _GROWING = 0.9  # ratio of successive refinements' integrals of |f| above which they diverge
 _LOCAL = 1e-6  # share of the domain being refined, above which a slow decay proves nothing
+_CONSISTENT = 0.3  # of the geometric series' rest, below which an extrapolated one is refused
 _MEMORY = 4  # refinements over which ratios are taken, and which are too recent for it
 _MANY = 8  # ends of an element that count as many
 _CHECKS = 6  # of a panel, at least
@@ -92,7 +94,7 @@ class Work:
         """Of the panels of each row."""
         return sums.grouped(self.row, len(self.ids))
 
-    def sum_rows(self, of_panels: Float[Tensor, " k"]) -> Float[Tensor, " a"]:
+    def sum_rows(self, of_panels: Num[Tensor, " k"]) -> Num[Tensor, " a"]:
         """Of one figure of the panels of each row."""
         return grouped(of_panels, self.row, len(self.ids))
 
@@ -115,7 +117,7 @@ class Swept:
     work: Work
     ends: Ends
 
-    def assembled(self, values: Float[Tensor, "k o"]) -> Float[Tensor, "b o"]:
+    def assembled(self, values: Inexact[Tensor, "k o"]) -> Inexact[Tensor, "b o"]:
         """Integrals from other values of the same panels, differentiably."""
         work = replace(self.work, sums=replace(self.work.sums, value=values))
         return work.total(with_limits(work)[0]).value
@@ -227,11 +229,15 @@ def _limits_of(
         for t in shells.columns
     )
     limit, limit_error = levin_limit(terms, error + noise)
+    last, before = terms[-1].abs(), terms[-1 - _MEMORY].abs()
     loss = 1 - _MEMORY * _STILL
-    falling = terms[-1].abs() < terms[-1 - _MEMORY].abs() * loss
+    falling = last < before * loss
     still = ~falling & (size[-1] > 0) & (size[-1] >= size[-1 - _MEMORY] * loss)
-    rest = (limit - terms.sum(dim=0)).view(-1, o)
-    rest_error = torch.where(falling, limit_error, math.inf).view(-1, o)
+    rest = limit - terms.sum(dim=0)
+    # terms that have hardly begun to fall fool the transform: a geometric series knows better
+    ratio = (last / before.clamp(min=_TINY)).clamp(max=loss) ** (1 / _MEMORY)
+    trusted = falling & (rest.abs() >= _CONSISTENT * last * ratio / (1 - ratio))
+    rest, rest_error = rest.view(-1, o), torch.where(trusted, limit_error, math.inf).view(-1, o)
     better = rest_error < sums.error[at]
     value = sums.value.index_put((at,), torch.where(better, rest, sums.value[at]))
     error = sums.error.index_put((at,), torch.where(better, rest_error, sums.error[at]))

@@ -23,38 +23,54 @@ _SAFETY = 10.0  # on the distance between transforms
 def levin_limit(
     terms: Inexact[Tensor, "n p"], noise: Float[Tensor, "n p"]
 ) -> tuple[Inexact[Tensor, " p"], Float[Tensor, " p"]]:
-    """Sum of a series, with an estimate of its error: the best from its first 8, 12, 16 ... terms.
+    r"""Sum of a series, with an estimate of its error.
 
-    Late terms do not always help: next to an end other than zero they drown in rounding.
+    The transform of order k is Σ c_j S_j/ω_j / Σ c_j/ω_j with ω_j = (j + 1) a_j. Of all orders,
+    from the first 8, 12, 16, ... terms (late ones may drown in rounding), the one is taken that
+    agrees best with the order below and with itself one term earlier.
 
     Args:
         terms: First terms of p series.
         noise: Size of the error of each.
 
     Returns:
-        Sum and its error; inf where the terms are too few or do not settle.
+        Sum, differentiable in the terms, and its error; inf where the terms are too few or do
+        not settle.
     """
-    n = len(terms)
-    counts = sorted({n, *range(_FEWEST, min(n, 2 * _MOST), _STEP)})
-    found = [_limit(terms[:m], noise[:m]) for m in counts]
-    error, best = torch.stack([e for _, e in found]).min(dim=0)
-    return torch.stack([v for v, _ in found]).gather(0, best[None])[0], error
-
-
-def _limit(terms: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    r"""From the first n terms, by the best order.
-
-    The transform of order k is Σ c_j S_j/ω_j / Σ c_j/ω_j with ω_j = (j + 1) a_j. Of all orders
-    the one is taken that agrees best with the order below and with itself one term earlier.
-    """
-    n = len(terms)
-    sums = terms.cumsum(dim=0)
+    n, (total, least) = len(terms), _no_limit(terms)
     if n < _FEWEST:
-        return sums[-1], torch.full_like(sums[-1].abs(), math.inf)
-    c = _coefficients(n).to(terms.device)
-    place = torch.arange(1, n + 1, dtype=torch.float64, device=terms.device)[:, None]
-    inverse = 1.0 / (place * terms)
-    signed = c.to(terms.dtype)
+        return total, least
+    with torch.no_grad():
+        rows, errors = zip(*(_orders(terms, noise, m) for m in _counts(n)), strict=True)
+        least, best = torch.cat(errors).min(dim=0)
+    settled = least.isfinite()
+    c = torch.where(settled, torch.cat(rows)[best].mT, 0.0).to(terms.dtype)
+    # only what enters is divided by, so that nothing else spoils the gradient
+    omega = _places(terms) * torch.where(c != 0, terms, 1.0)
+    bottom = torch.where(settled, (c / omega).sum(dim=0), 1.0)
+    limit = (c / omega * terms.cumsum(dim=0)).sum(dim=0) / bottom
+    return torch.where(settled, limit, total), least
+
+
+def _no_limit(terms: Tensor) -> tuple[Tensor, Tensor]:
+    total = terms.sum(dim=0)
+    return total, torch.full_like(total.detach().abs(), math.inf)
+
+
+def _counts(n: int) -> list[int]:
+    return sorted({n, *range(_FEWEST, min(n, 2 * _MOST), _STEP)})
+
+
+def _places(terms: Tensor) -> Float[Tensor, "n 1"]:
+    return torch.arange(1, len(terms) + 1, dtype=torch.float64, device=terms.device)[:, None]
+
+
+def _orders(terms: Tensor, noise: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """Coefficients c of every order on the first m terms, and the errors of their sums."""
+    n, terms, noise = len(terms), terms[:m], noise[:m]
+    sums = terms.cumsum(dim=0)
+    c = _coefficients(m).to(terms.device)
+    signed, inverse = c.to(terms.dtype), 1.0 / (_places(terms) * terms)
     eps = torch.finfo(torch.float64).eps
     inexact = noise.cumsum(dim=0) + eps * sums.abs()
     bottom = signed @ inverse
@@ -63,9 +79,8 @@ def _limit(terms: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     now, before = values
     change = torch.maximum((now - before).abs(), (now - now.roll(1, dims=0)).abs())
     error = (_SAFETY * change + rounding)[1:].nan_to_num(nan=math.inf, posinf=math.inf)
-    least, order = error.min(dim=0)
-    best = now[1:].gather(0, order[None])[0]
-    return torch.where(least.isfinite(), best, sums[-1]), least
+    rows = c.unflatten(0, (2, -1))[0, 1:]
+    return torch.nn.functional.pad(rows, (0, n - m)), error
 
 
 @lru_cache

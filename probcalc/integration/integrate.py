@@ -8,7 +8,7 @@ Every element of a batch has its own limits, parameters and convergence.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from probcalc.integration.quick import quick
 from probcalc.result import Estimate
 
 
+@runtime_checkable
 class IntegrationMethod(Protocol):
     """What `integrate` asks of a method."""
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Inexact, Int, Num
 from torch import Tensor
 
 from probcalc.integration.panels import Ends, Panels
@@ -41,7 +41,7 @@ class Sums:
         noise: Error from rounding; inf where there is no use in going on.
     """
 
-    value: Float[Tensor, "k o"]
+    value: Inexact[Tensor, "k o"]
     error: Float[Tensor, "k o"]
     size: Float[Tensor, "k o"]
     noise: Float[Tensor, "k o"]
@@ -83,7 +83,7 @@ class Applied:
         hidden: Where the rule alone would see nothing of what the checks see.
     """
 
-    value: Float[Tensor, " c"]
+    value: Inexact[Tensor, " c"]
     error: Float[Tensor, " c"]
     size: Float[Tensor, " c"]
     spread: Float[Tensor, " c"]
@@ -91,7 +91,7 @@ class Applied:
     hidden: Bool[Tensor, " c"]
 
 
-def applied(rule: PanelRule, f: Float[Tensor, "n c"]) -> Applied:
+def applied(rule: PanelRule, f: Inexact[Tensor, "n c"]) -> Applied:
     """The rule with QUADPACK's error estimate, or the interpolant's where that is larger."""
     at_nodes, at_checks = f.split([rule.weights.shape[1], len(rule.interpolation)])
     real, predict = rule.weights, rule.interpolation
@@ -208,7 +208,7 @@ def _needle(of: Applied, u: Float[Tensor, "n k"], k: int) -> Float[Tensor, " k"]
     return torch.where(sharp.any(dim=1), place, none)
 
 
-def grouped(rows: Float[Tensor, " k *o"], group: Int[Tensor, " k"], num: int) -> Tensor:
+def grouped(rows: Num[Tensor, " k *o"], group: Int[Tensor, " k"], num: int) -> Tensor:
     """Sums of the rows with the same group."""
     if num == 1:
         return rows.sum(dim=0, keepdim=True)

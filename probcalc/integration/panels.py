@@ -9,6 +9,7 @@ hi/4], ..., whose integrals `extrapolation` sums to the end.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,6 @@ _HALVES = 2  # panels of a shell
 _SECTIONS = 4  # of any other panel
 CHILDREN = SHELLS * _HALVES + 1  # at most, of one panel
 _FALL = 1 / 2  # of the first panels towards an infinite end
-_FAR = 1.0  # where a tail begins, as a distance from the last break
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,10 @@ def ends_of(edges: Float[Tensor, "b s"]) -> Ends:
     b, s = edges.shape
     lo, hi = edges[:, :-1], edges[:, 1:]
     far_left, far_right = lo.isneginf(), hi.isposinf()
-    reach = torch.where(far_left | far_right, _FAR, 0.5 * (hi - lo))
+    far = far_left | far_right
+    reach = (
+        torch.where(far, _scale(edges), 0.5 * (hi - lo)) if bool(far.any()) else 0.5 * (hi - lo)
+    )
     left = torch.stack([torch.where(far_left, hi, lo), torch.where(far_left, -reach, reach)])
     right = torch.stack([torch.where(far_right, lo, hi), torch.where(far_right, reach, -reach)])
     infinite = torch.stack([far_left, far_right])
@@ -102,6 +105,16 @@ def ends_of(edges: Float[Tensor, "b s"]) -> Ends:
         picked = (t[some] for t in (elem, anchor, reach, infinite))
     elem, anchor, reach, infinite = picked
     return Ends(elem, anchor, reach, infinite, bool(infinite.any()))
+
+
+def _scale(edges: Float[Tensor, "b s"]) -> Float[Tensor, "b 1"]:
+    """Where tails begin, as a distance from the last finite edge: the span of all of these."""
+    finite = edges.isfinite()
+    least = torch.where(finite, edges, math.inf).amin(dim=1, keepdim=True)
+    most = torch.where(finite, edges, -math.inf).amax(dim=1, keepdim=True)
+    alone = torch.maximum(least.abs(), most.abs()).clamp(min=1.0)
+    span = most - least
+    return torch.where(span > 0, span, alone)
 
 
 def first_panels(ends: Ends, per_end: int) -> Panels:

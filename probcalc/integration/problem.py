@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Inexact, Int
 from torch import Tensor
 
 from probcalc.integration.integrand import Integrand
@@ -128,7 +128,7 @@ class Solved:
     Random methods give the standard error and its degrees of freedom as well.
     """
 
-    value: Float[Tensor, " b *out"]
+    value: Inexact[Tensor, " b *out"]
     error: Float[Tensor, " b *out"]
     status: Int[Tensor, " b"]
     num_evals: Int[Tensor, " b"]
@@ -146,8 +146,10 @@ class Solved:
         """In the caller's shape and precision; flagged where a tolerance asked for is missed."""
         shape = (*batch, *self.value.shape[1:])
         kind = dtype.to_complex() if self.value.is_complex() else dtype
-        rounding = torch.finfo(dtype).eps if dtype != torch.float64 else 0.0
-        error = self.error + rounding * self.value.detach().abs()
+        error = self.error
+        if dtype != torch.float64:
+            rounding = torch.finfo(dtype).eps * self.value.detach().abs()
+            error = error + torch.where(self.value.isfinite(), rounding, 0.0)
         status = self.status
         if tolerance.asked:
             missed = tolerance.missed(self.value.detach(), error)

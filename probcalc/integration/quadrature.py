@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
 from probcalc.integration.adaptive import Goal, Swept, adaptive
-
-# Dfrom probcalc.integration.density import as_integral
-# Dfrom probcalc.integration.expectation import Expectation
+from probcalc.integration.density import as_integral
+from probcalc.integration.expectation import Expectation
 from probcalc.integration.measure import NUDGE, Measure
 from probcalc.integration.panels import ends_of
 from probcalc.integration.problem import DEFAULT_RTOL, Problem, Solved, Tolerance
@@ -34,6 +33,14 @@ class GaussKronrod:
     Singular ends (algebraic, logarithmic, at infinity) are extrapolated by Levin's
     u-transformation. Singularities inside converge linearly: name them in `breaks`.
     """
+
+    def expect(self, posed: Expectation, tolerance: Tolerance) -> Solved:
+        """Integrate the function times the density.
+
+        Raises:
+            ValueError: If draws are not numbers, or the distribution has no density.
+        """
+        return self.solve(as_integral(posed), tolerance)
 
     def solve(self, problem: Problem, tolerance: Tolerance) -> Solved:
         """Integrate a batch of intervals."""
@@ -70,22 +77,21 @@ class PanelMesh:
     together: int
 
     @property
-    def found(self) -> Float[Tensor, "k o"]:
+    def found(self) -> Inexact[Tensor, "k o"]:
         """The rule's values on the panels."""
         return self.swept.work.sums.value
 
-    def assembled(self, found: Float[Tensor, "k o"]) -> Float[Tensor, "b o"]:
+    def assembled(self, found: Inexact[Tensor, "k o"]) -> Inexact[Tensor, "b o"]:
         """Integrals from values on the panels, differentiably."""
         return self.swept.sums.value if found is self.found else self.swept.assembled(found)
 
     def chunks(self) -> tuple[Int[Tensor, " k"], ...]:
-        """Panels in groups that are evaluated together."""
-        panels = self.swept.work.panels
-        rule = gauss_kronrod(panels.lo.device, 1)
-        each = max(1, self.together // rule.weights.shape[1])
-        return torch.arange(len(panels.lo), device=panels.lo.device).split(each)
+        """Panels in groups that are evaluated together, without those where all is zero."""
+        alive = (self.swept.work.sums.size != 0).any(dim=1).nonzero()[:, 0]
+        rule = gauss_kronrod(alive.device, 1)
+        return alive.split(max(1, self.together // rule.weights.shape[1]))
 
-    def values(self, problem: Problem, index: Int[Tensor, " k"]) -> Float[Tensor, "k o"]:
+    def values(self, problem: Problem, index: Int[Tensor, " k"]) -> Inexact[Tensor, "k o"]:
         """The rule on some of the panels, the integrand evaluated anew."""
         panels, ends = self.swept.work.panels[index], self.swept.ends
         rule = gauss_kronrod(panels.lo.device, 1)
@@ -98,11 +104,11 @@ class PanelMesh:
         bad = ~f.detach().isfinite()
         if bool(bad.any()):
             near = ends.points(u * (1 - NUDGE), panels.end)[0]
-            f = integrand(torch.where(bad.flatten(2).any(dim=2), near, x), elem)
+            f = integrand(torch.where(bad.reshape([*x.shape, -1]).any(dim=2), near, x), elem)
         f = f.reshape(*f.shape[:2], math.prod(self.shape)) * (slope * width)[..., None]
         return torch.einsum("n,nko->ko", weights.to(f.dtype), f)
 
-    def beyond(self, problem: Problem) -> Float[Tensor, "b o"] | None:
+    def beyond(self, problem: Problem) -> Inexact[Tensor, "b o"] | None:
         """Zero, with the derivatives in the limits: Leibniz's rule."""
         terms = []
         if problem.upper.requires_grad:
@@ -142,7 +148,7 @@ def _edges(problem: Problem) -> Float[Tensor, "b s"]:
     return torch.cat([lower, inner, upper], dim=1)
 
 
-def _beyond(problem: Problem, limit: Tensor, other: Tensor) -> Float[Tensor, "b o"]:
+def _beyond(problem: Problem, limit: Tensor, other: Tensor) -> Inexact[Tensor, "b o"]:
     """Zero, with the derivatives of the integral from where the limit is to where it may go.
 
     Two Gauss points in that empty interval give all derivatives to the fourth order, mixed ones
@@ -155,7 +161,9 @@ def _beyond(problem: Problem, limit: Tensor, other: Tensor) -> Float[Tensor, "b 
     elem = torch.arange(len(limit), device=limit.device)
     integrand = problem.integrand()
     with torch.no_grad():
-        bad = ~integrand(place[None], elem)[0].reshape(len(limit), -1).isfinite().all(dim=1)
+        at_limit = integrand(place[None], elem)[0].reshape(len(limit), -1)
+        # infinite, or on the far side of a support that is open there
+        bad = (~at_limit.isfinite() | (at_limit == 0)).all(dim=1)
         inwards = torch.where(other.isfinite(), other - place, 1.0).clamp(-1.0, 1.0)
         place = torch.where(bad, place + NUDGE * inwards, place)
     f = integrand(place + step * nodes, elem).reshape(2, len(limit), -1)

@@ -33,7 +33,7 @@ class Mesh(Protocol):
         ...
 
     def chunks(self) -> tuple[Int[Tensor, " k"], ...]:
-        """Cells in groups that are evaluated together."""
+        """Cells in groups that are evaluated together; the rest stays zero, whatever changes."""
         ...
 
     def values(self, problem: Problem, index: Int[Tensor, " k"]) -> Inexact[Tensor, "k o"]:
@@ -62,10 +62,10 @@ def differentiable(
         return mesh.assembled(mesh.found), mesh
     if _closes_over_parameters(problem):
         mesh = find(problem.args)
-        parts = [
-            checkpoint(mesh.values, problem, index, use_reentrant=False) for index in mesh.chunks()
-        ]
-        value = mesh.assembled(torch.cat(parts))
+        cells = torch.zeros_like(mesh.found)
+        for index in mesh.chunks():
+            cells = cells.index_copy(0, index, rerun(mesh.values, problem, index))
+        value = mesh.assembled(cells)
     elif any(t.requires_grad for t in problem.tensors):
         search = _Search(problem, find)
         values = _CellValues.apply(search, *problem.tensors)
@@ -90,6 +90,13 @@ def _closes_over_parameters(problem: Problem) -> bool:
             "the integrand closes over a tensor that torch.func differentiates: pass it in `args`."
         )
     return True
+
+
+def rerun(fn: Callable[..., Any], *args: Any) -> Any:
+    """The function's value; what it saves for its gradient is computed anew where it can be."""
+    if not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return fn(*args)
+    return checkpoint(fn, *args, use_reentrant=False)
 
 
 class _Search:

@@ -1,0 +1,1 @@
+"""What integration needs to know of distributions: supports, quantiles, moments, parameters."""

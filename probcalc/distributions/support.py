@@ -1,0 +1,92 @@
+"""Where a distribution on the line may have mass."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import (
+    AbsTransform,
+    Distribution,
+    MixtureSameFamily,
+    TransformedDistribution,
+    VonMises,
+    constraints,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Support:
+    """Smallest interval that holds all mass, of the batch's shape, and whether it is of integers.
+
+    Args:
+        lower: Left end, or −∞.
+        upper: Right end, or ∞.
+        discrete: Whether only integers inside have mass.
+    """
+
+    lower: Float[Tensor, "*batch"]
+    upper: Float[Tensor, "*batch"]
+    discrete: bool
+
+
+def support_of(dist: Distribution) -> Support:
+    """Support of a distribution whose draws are numbers.
+
+    Raises:
+        NotImplementedError: If draws are not numbers, or the constraint is not an interval.
+    """
+    if dist.event_shape:
+        raise NotImplementedError(f"draws of {type(dist).__name__} are not numbers.")
+    if isinstance(dist, MixtureSameFamily):
+        return _of_mixture(support_of(dist.component_distribution))
+    if type(dist) is TransformedDistribution:  # families made of one name their own support
+        return _of_image(support_of(dist.base_dist), dist)
+    if isinstance(dist, VonMises):  # torch calls it real, and normalises over one turn
+        turn = torch.full(dist.batch_shape, math.pi, dtype=torch.float64)
+        return Support(-turn, turn, False)
+    constraint = dist.support
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    lower, upper = _interval(constraint)
+    discrete = bool(constraint.is_discrete)
+    ends = (torch.as_tensor(end, dtype=torch.float64) for end in (lower, upper))
+    return Support(*(end.expand(dist.batch_shape) for end in ends), discrete)
+
+
+def _interval(
+    constraint: constraints.Constraint,
+) -> tuple[Tensor | float | int, Tensor | float | int]:
+    if constraint is constraints.real:
+        return -math.inf, math.inf
+    if constraint is constraints.boolean:
+        return 0.0, 1.0
+    lower = getattr(constraint, "lower_bound", None)
+    upper = getattr(constraint, "upper_bound", None)
+    if lower is None and upper is None:
+        raise NotImplementedError(f"the support {constraint} is not an interval.")
+    return -math.inf if lower is None else lower, math.inf if upper is None else upper
+
+
+def _of_mixture(parts: Support) -> Support:
+    return Support(parts.lower.amin(dim=-1), parts.upper.amax(dim=-1), parts.discrete)
+
+
+def _of_image(base: Support, dist: TransformedDistribution) -> Support:
+    """Ends carried through monotone transforms, and through |x|."""
+    lower, upper = base.lower, base.upper
+    for transform in dist.transforms:
+        if isinstance(transform, AbsTransform):
+            inside = (lower < 0) & (upper > 0)
+            ends = torch.stack([lower.abs(), upper.abs()])
+            lower, upper = torch.where(inside, 0.0, ends.amin(dim=0)), ends.amax(dim=0)
+            continue
+        ends = torch.stack(torch.broadcast_tensors(transform(lower), transform(upper))).double()
+        if bool(ends.isnan().any()):
+            raise NotImplementedError(f"{transform} does not say where it sends infinity.")
+        lower, upper = ends.amin(dim=0), ends.amax(dim=0)
+    lower, upper = (t.expand(dist.batch_shape) for t in (lower, upper))
+    return Support(lower, upper, base.discrete)

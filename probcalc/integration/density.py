@@ -1,0 +1,116 @@
+"""Expectations under a density on the line, as integrals that find the mass wherever it lies.
+
+The domain is cut at quantiles down to 1e-15 on either side (of every component of a mixture), so
+that no scale or place is too narrow or too far out; tails beyond are half-infinite intervals.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution, MixtureSameFamily
+
+from probcalc._random import forked
+from probcalc.distributions.log_density import log_density
+from probcalc.distributions.quantile import quantile
+from probcalc.distributions.rebuild import copied, in_double, taken_apart
+from probcalc.distributions.support import support_of
+from probcalc.integration.expectation import Expectation, alive, checked_values
+from probcalc.integration.problem import Problem, flattened
+
+_LEVELS = (1e-15, 1e-9, 1e-6, 1e-3, 0.05, 0.3)
+_LEVELS_OF_COMPONENTS = (1e-9, 0.05)
+_NEAREST = 1e-10  # distance of a break from an end, relative to the span of all
+_DRAWS = 2**12  # that stand in for quantiles which nobody knows
+
+
+def as_integral(posed: Expectation) -> Problem:
+    """The integral of the function times the density, over the support."""
+    dist = in_double(posed.dist)
+    support = support_of(dist)
+    b = math.prod(posed.batch)
+    # with gradients: the support may depend on parameters
+    ends = (support.lower, support.upper)
+    lower, upper = (t.double().expand(posed.batch).reshape(b) for t in ends)
+    with torch.no_grad():
+        breaks = _off_the_ends(_breaks(posed, dist).reshape(b, -1), lower, upper)
+    fn, args = _weighted(posed, dist)
+    rounding = torch.finfo(posed.dtype).eps
+    ones = torch.ones_like(lower)
+    return Problem(fn, args, lower, upper, ones, breaks, posed.batch, torch.float64, rounding)
+
+
+def _weighted(posed: Expectation, dist: Distribution) -> tuple[Any, tuple[Any, ...]]:
+    """Integrand and its arguments; parameters are among these unless the function closes over."""
+    gathered = bool(posed.batch) and any(torch.is_tensor(a) for a in posed.args)
+    args = tuple(flattened(i, a, posed.batch) for i, a in enumerate(posed.args))
+    try:
+        tensors, build = taken_apart(dist.expand(posed.batch) if gathered else dist)
+    except NotImplementedError:
+        tensors, build = [], lambda _: dist
+    if posed.batch and not gathered:
+        return lambda x, *own: _product(posed, x, own, copied(dist), posed.shift), args
+    own_shift = [] if posed.shift is None else [posed.shift]
+    if gathered:
+        own_shift = [t.reshape(-1) for t in own_shift]
+        tensors = [t.reshape(-1, *t.shape[len(posed.batch) :]) for t in tensors]
+    parts = len(args), len(own_shift)
+
+    def fn(x: Tensor, *own: Any) -> Tensor:
+        rest = own[parts[0] :]
+        shift = rest[0] if parts[1] else None
+        return _product(posed, x, own[: parts[0]], build(rest[parts[1] :]), shift)
+
+    return fn, (*args, *own_shift, *tensors)
+
+
+def _product(
+    posed: Expectation, x: Tensor, args: tuple[Any, ...], dist: Distribution, shift: Tensor | None
+) -> Tensor:
+    log_p = log_density(dist, x)
+    place = x if shift is not None else alive(x, log_p)
+    values = posed.fn(place.to(posed.dtype), *args)
+    values = checked_values(values, tuple(x.shape), tuple(x.shape))
+    return posed.weighted(values, log_p, shift)
+
+
+def _breaks(posed: Expectation, dist: Distribution) -> Float[Tensor, " *batch s"]:
+    cuts = [_quantiles(dist, _LEVELS)]
+    if isinstance(dist, MixtureSameFamily):
+        parts = _quantiles(dist.component_distribution, _LEVELS_OF_COMPONENTS)
+        cuts.append(parts.flatten(-2))
+    if posed.breaks is not None:
+        cuts.append(posed.breaks)
+    return torch.cat([c.expand(*posed.batch, c.shape[-1]) for c in cuts], dim=-1)
+
+
+def _off_the_ends(
+    breaks: Float[Tensor, "b s"], lower: Float[Tensor, " b"], upper: Float[Tensor, " b"]
+) -> Float[Tensor, "b s"]:
+    """Breaks but those so near a singular end that its extrapolation would have no room."""
+    room = _NEAREST * (breaks.amax(dim=1) - breaks.amin(dim=1))
+    low, high = lower[:, None], upper[:, None]
+    breaks = torch.where(breaks < low + room[:, None], low, breaks)
+    return torch.where(breaks > high - room[:, None], high, breaks)
+
+
+def _quantiles(dist: Distribution, levels: tuple[float, ...]) -> Float[Tensor, " *batch s"]:
+    """Below the levels, the median, and above them, along the last axis."""
+    p = torch.tensor(levels, dtype=torch.float64).reshape([-1, *[1] * len(dist.batch_shape)])
+    try:
+        below, above = quantile(dist, p), quantile(dist, p, upper=True)
+        middle = quantile(dist, torch.full_like(p[:1], 0.5))
+        return torch.cat([below, middle, above]).movedim(0, -1)
+    except NotImplementedError:
+        return _of_draws(dist)
+
+
+def _of_draws(dist: Distribution) -> Float[Tensor, " *batch s"]:
+    with forked(0):
+        x = dist.sample((_DRAWS,)).double().sort(dim=0).values
+    half = [0, 8, 64, 512, 1024]
+    return x[[*half, _DRAWS // 2, *(_DRAWS - 1 - i for i in half)]].movedim(0, -1)

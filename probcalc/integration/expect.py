@@ -1,0 +1,82 @@
+"""Expectations of any distribution, each with its error bar, by the best rule known for it.
+
+E_p[f] = ∫ f(x) p(x) dx   or   Σ f(k) p(k)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from probcalc.integration.choose import ExpectationMethod, ladder
+from probcalc.integration.expectation import Expectation, expectation
+from probcalc.integration.problem import Solved, Tolerance
+from probcalc.result import Estimate
+
+
+def expect(
+    fn: Callable[..., Tensor],
+    dist: Distribution,
+    *,
+    args: tuple[Any, ...] = (),
+    breaks: Tensor | Sequence[float] | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    method: ExpectationMethod | None = None,
+    max_evals: int | None = None,
+    confidence: float = 0.99,
+    dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """Expectation of a function under a distribution, or under a batch of them.
+
+    Discrete distributions are summed; declared functions (`Moment`) use the family's formula;
+    distributions on the line are integrated by adaptive quadrature between their quantiles, so
+    that narrow or distant mass is found; the rest is averaged over draws, with a bar that is
+    refused where the terms have no variance. The result names the method.
+
+    Args:
+        fn: ``fn(x, *args)`` takes draws ``(n, *batch, *event)`` and returns ``(n, *batch,
+            *out)``. With tensors in `args` it is called on some elements of the batch at a time,
+            as ``(n, k, *event)``; without, it may close over tensors of the batch shape.
+        dist: Any torch distribution.
+        args: Tensors ``(*batch, ...)``, and anything else, which is handed on as it is.
+        breaks: Points ``(s)`` or ``(*batch, s)`` where `fn` is rough.
+        rtol: Relative tolerance; deterministic methods try for 1e-8 where none is given.
+        atol: Absolute tolerance; of the two the looser holds.
+        method: Such as `GaussKronrod()` or `MonteCarlo(10_000)`; default the best that applies.
+        max_evals: Points that each element may spend.
+        confidence: Level of a random method's bar.
+        dtype: Precision in which `fn` is evaluated; default that of the parameters.
+        generator: For random methods.
+
+    Returns:
+        Estimate of shape ``(*batch, *out)``, differentiable in `args`, in the distribution's
+        parameters and in what `fn` closes over.
+
+    Raises:
+        TypeError: If `fn` or `dist` is not what it should be.
+        ValueError: If shapes or devices do not fit.
+
+    >>> expect(lambda x: x.exp(), torch.distributions.Normal(0.0, 1.0), dtype=torch.float64).value
+    tensor(1.6487, dtype=torch.float64)
+    """
+    tolerance = Tolerance(rtol, atol, max_evals, confidence, generator)
+    posed = expectation(fn, dist, args=args, breaks=breaks, dtype=dtype)
+    solved = method.expect(posed, tolerance) if method else best(posed, tolerance)
+    return solved.estimate(posed.batch, posed.dtype, tolerance, stacklevel=2)
+
+
+def best(posed: Expectation, tolerance: Tolerance) -> Solved:
+    """The first method of the ladder that knows the family."""
+    *sure, last = ladder(posed)
+    for method in sure:
+        try:
+            return method.expect(posed, tolerance)
+        except NotImplementedError:  # a family without that formula
+            continue
+    return last.expect(posed, tolerance)
