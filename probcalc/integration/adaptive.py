@@ -42,10 +42,13 @@ _STILL = 1e-5  # loss from shell to shell below which their sum diverges
 _NARROW = 8.0 * _EPS  # a panel of this width, relative to its place, is not cut
 _TOO_NEAR = 1e-10  # an end is not opened below this, relative to its place
 _UNSEEN = 2.0  # error of a panel too narrow to cut, in units of its share
-_GROWING = 0.9  # ratio of successive refinements' integrals of |f| above which they diverge
-_LOCAL = 1e-6  # share of the domain being refined, above which a slow decay proves nothing
+_GROWING = 0.85  # ratio of successive refinements' integrals of |f| above which they diverge
+_MOSTLY = 0.1  # share of the integral of |f| in panels too narrow to cut, which is suspicious
+_LOCAL = 1e-2  # share of the domain being refined, above which a slow decay proves nothing
 _CONSISTENT = 0.3  # of the geometric series' rest, below which an extrapolated one is refused
-_MEMORY = 4  # refinements over which ratios are taken, and which are too recent for it
+_MEMORY = 4  # shells over which ratios are taken, and refinements that are too recent
+_TRAIL = 20  # refinements that are remembered
+_FEWEST_STEPS = 6  # of these, from which their decay is known
 _MANY = 8  # ends of an element that count as many
 _CHECKS = 6  # of a panel, at least
 
@@ -79,7 +82,7 @@ class Work:
     row: Int[Tensor, " k"]  # the row of each panel
     sums: Sums
     spent: Int[Tensor, " a"]
-    trail: Float[Tensor, "a m"]  # integral of |f| over the panels that each refinement refined
+    trail: Float[Tensor, "a m"]  # log integral of |f| over what each local refinement refined
     shells: int  # most that an end may have by now
 
     def only(self, kept: Bool[Tensor, " a"]) -> Work:
@@ -151,7 +154,7 @@ def adaptive(measure: Measure, num_elements: int, goal: Goal) -> Swept:
 def _started(panels: Panels, sums: Sums, ends: Ends, num_elements: int, num_nodes: int) -> Work:
     row = ends.elem[panels.end]
     spent = torch.bincount(row, minlength=num_elements) * num_nodes
-    trail = sums.size.new_full((num_elements, 2 * _MEMORY), math.inf)
+    trail = sums.size.new_full((num_elements, _TRAIL), math.nan)
     ids = torch.arange(num_elements, device=row.device)
     return Work(
         ids, panels, row, sums, spent, trail, int(panels.shell.max()) + 1 if len(row) else 0
@@ -182,7 +185,8 @@ def _swept(
         narrow = work.total(sums.where(wanted & ~divisible & ~summed)).size
         hidden = _UNSEEN * narrow / (1 - decay.clamp(max=_GROWING))[:, None]
         total = replace(total, error=total.error + hidden)
-        diverging = (decay > _GROWING) | (work.sum_rows(endless.long()) > 0)
+        mostly = (hidden > _MOSTLY * total.size).any(dim=1)
+        diverging = (decay > _GROWING) | mostly | (work.sum_rows(endless.long()) > 0)
         status = torch.where(diverging & ~met, Status.DIVERGENT, Status.OK)
         closed.append(_closed(work, total, status, stop, ends))
         chosen = chosen[~stop[work.row]]
@@ -191,14 +195,26 @@ def _swept(
 
 
 def _followed(work: Work, wanted: Bool[Tensor, " k"]) -> tuple[Work, Float[Tensor, " a"]]:
-    """How the integral of |f| over what is to be refined decays; 0 while that is not local."""
+    """How the integral of |f| over what is to be refined decays; 0 while that is not known.
+
+    The slope of its logarithm over the refinements that were local, without the last ones, which
+    may be narrow enough to see nothing but rounding.
+    """
     inner = wanted & ~work.panels.touching
     size = work.sum_rows(work.sums.size.sum(dim=1) * inner)
     width = work.sum_rows((work.panels.hi - work.panels.lo) * inner)
-    # the last refinements may be narrow enough to see nothing but rounding
-    decay = (work.trail[:, _MEMORY] / work.trail[:, 0]).nan_to_num(nan=0.0) ** (1 / _MEMORY)
-    trail = torch.cat([work.trail[:, 1:], size[:, None]], dim=1)
-    return replace(work, trail=trail), torch.where(width < _LOCAL, decay, 0.0)
+    local = (width < _LOCAL) & (size > 0)
+    now = torch.where(local, size.clamp(min=_TINY).log(), math.nan)
+    trail = torch.cat([work.trail[:, 1:], now[:, None]], dim=1)
+    past = trail[:, :-_MEMORY]
+    known = ~past.isnan()
+    count = known.sum(dim=1)
+    time = torch.arange(past.shape[1], dtype=past.dtype, device=past.device)
+    time = time - (time * known).sum(dim=1, keepdim=True) / count.clamp(min=1)[:, None]
+    time = torch.where(known, time, 0.0)
+    slope = (time * past.nan_to_num(nan=0.0)).sum(dim=1) / time.square().sum(dim=1).clamp(min=1)
+    decay = torch.where(count >= _FEWEST_STEPS, slope.exp(), 0.0)
+    return replace(work, trail=trail), decay
 
 
 def with_limits(work: Work) -> tuple[Sums, Bool[Tensor, " k"]]:

@@ -21,7 +21,6 @@ from probcalc.integration.rules import PanelRule
 _EPS = torch.finfo(torch.float64).eps
 _TINY = torch.finfo(torch.float64).tiny
 FAINT = 1e-250  # integrals of |f| this small are far tails, or nothing
-NUDGE = 1e-7  # relative step off a point where the integrand is not finite
 _REGION = 3  # bad points in one panel that are not isolated
 _FEW = 0.1  # share of all misses that one check of a needle has
 _RESOLVED = 1e-3  # relative error by the rule's own account, below which a miss is a needle
@@ -190,7 +189,10 @@ class Measure:
         good = f.isfinite()
         if bool(good.all()):
             return f, None
-        f = torch.where(good, f, self.at(u * (1 - NUDGE), panels)[1])
+        beside = self.ends.points_beside(u, panels.end)
+        slope = self.ends.points(u, panels.end)[1] * (panels.hi - panels.lo)
+        other = self.values(beside, self.ends.elem[panels.end]) * slope[..., None]
+        f = torch.where(good, f, other)
         good = f.isfinite()
         return torch.where(good, f, 0.0), (~good).sum(dim=0).flatten()
 

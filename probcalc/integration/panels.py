@@ -23,6 +23,7 @@ SHELLS = 4  # opened at once when an end is refined
 _HALVES = 2  # panels of a shell
 _SECTIONS = 4  # of any other panel
 CHILDREN = SHELLS * _HALVES + 1  # at most, of one panel
+_NUDGE = 1e-7  # relative step off a point where the integrand is not finite
 _FALL = 1 / 2  # of the first panels towards an infinite end
 
 
@@ -55,6 +56,14 @@ class Ends:
         inverse = u.reciprocal()
         x = torch.addcmul(anchor, reach, torch.where(infinite, inverse, u))
         return x, reach.abs() * torch.where(infinite, inverse.square(), 1.0)
+
+    def points_beside(
+        self, u: Float[Tensor, "n k"], end: Int[Tensor, " k"]
+    ) -> Float[Tensor, "n k"]:
+        """Points a little nearer to their end, but never rounded onto it."""
+        x, anchor = self.points(u * (1 - _NUDGE), end)[0], self.anchor[end]
+        inside = torch.nextafter(anchor, anchor + self.reach[end])
+        return torch.where(x == anchor, inside, x)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from probcalc.integration.adaptive import Goal, Swept, adaptive
 from probcalc.integration.density import as_integral
 from probcalc.integration.expectation import Expectation
-from probcalc.integration.measure import NUDGE, Measure
+from probcalc.integration.measure import Measure
 from probcalc.integration.panels import ends_of
 from probcalc.integration.problem import DEFAULT_RTOL, Problem, Solved, Tolerance
 from probcalc.integration.quick import METHOD
@@ -22,6 +22,7 @@ from probcalc.integration.rules import gauss_kronrod
 from probcalc.status import Status
 
 _MAX_EVALS = 2**17
+_STEP_INSIDE = 1e-7  # from a limit at which the integrand is not finite
 _POINTS = 2**16  # evaluated together: fits a core's cache
 _POINTS_OF_FULL_BATCHES = 2**22  # where every call sees the whole batch
 
@@ -103,7 +104,7 @@ class PanelMesh:
         f = integrand(x, elem)
         bad = ~f.detach().isfinite()
         if bool(bad.any()):
-            near = ends.points(u * (1 - NUDGE), panels.end)[0]
+            near = ends.points_beside(u, panels.end)
             f = integrand(torch.where(bad.reshape([*x.shape, -1]).any(dim=2), near, x), elem)
         f = f.reshape(*f.shape[:2], math.prod(self.shape)) * (slope * width)[..., None]
         return torch.einsum("n,nko->ko", weights.to(f.dtype), f)
@@ -165,6 +166,6 @@ def _beyond(problem: Problem, limit: Tensor, other: Tensor) -> Inexact[Tensor, "
         # infinite, or on the far side of a support that is open there
         bad = (~at_limit.isfinite() | (at_limit == 0)).all(dim=1)
         inwards = torch.where(other.isfinite(), other - place, 1.0).clamp(-1.0, 1.0)
-        place = torch.where(bad, place + NUDGE * inwards, place)
+        place = torch.where(bad, place + _STEP_INSIDE * inwards, place)
     f = integrand(place + step * nodes, elem).reshape(2, len(limit), -1)
     return step[:, None] * f.mean(dim=0)
