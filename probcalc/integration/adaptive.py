@@ -34,6 +34,7 @@ from probcalc.status import Status
 
 _EPS = torch.finfo(torch.float64).eps
 _TINY = torch.finfo(torch.float64).tiny
+_SMALL_NOISE = 1e-5  # of the integral of |f|: more is not rounding but a pole come near
 _SHARE = 0.5  # of the tolerance, for the panels that are left as they are
 _LATER = 1e-2  # of the present error, for panels whose turn has not come
 _FEWEST_SHELLS = 8  # before they are extrapolated
@@ -68,9 +69,10 @@ class Goal:
     max_evals: int
 
     def tolerance(self, sums: Sums) -> Float[Tensor, "k o"]:
-        """What the error may be; never below the rounding of the integral of |f|."""
+        """What the error may be: not less than rounding, as long as that is small."""
         asked = (self.rtol * sums.value.abs()).clamp(min=self.atol)
-        return torch.maximum(asked, 2.0 * sums.noise)
+        rounding = torch.where(sums.noise.isinf(), math.inf, _SMALL_NOISE * sums.size)
+        return torch.maximum(asked, rounding.minimum(2.0 * sums.noise))
 
 
 @dataclass(frozen=True, eq=False)
