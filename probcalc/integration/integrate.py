@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from probcalc.integration.cubature import Cubature
 from probcalc.integration.problem import (
     Limit,
     Problem,
@@ -66,12 +67,13 @@ def integrate(
         lower: Lower limits ``(*batch)``, numbers or infinite.
         upper: Upper limits.
         args: Tensors ``(*batch, ...)``, and anything else, which is handed on as it is.
-        event_dim: 0 for intervals.
+        event_dim: 0 for intervals; 1 for boxes, whose limits are ``(*batch, d)`` and whose points
+            come as ``(n, *batch, d)``.
         breaks: Points ``(s)`` or ``(*batch, s)`` where the integrand is rough or narrow.
         rtol: Relative tolerance; 1e-8 is tried for where none is given.
         atol: Absolute tolerance; of the two the looser holds.
-        method: Default `GaussKronrod()`.
-        max_evals: Points that each element may spend (default 131,072).
+        method: Default `GaussKronrod()`, for boxes `Cubature()`.
+        max_evals: Points that each element may spend (default 131,072; boxes 1,048,576).
         confidence: Level of the bar of random methods.
         dtype: Precision of the points; default that of the tensors given, else float64.
         generator: For random methods.
@@ -93,7 +95,8 @@ def integrate(
         if easy is not None:
             return easy
     posed = problem(fn, lower, upper, args=args, event_dim=event_dim, breaks=breaks, dtype=dtype)
-    solved = (method or GaussKronrod()).solve(posed, tolerance)
+    chosen = method or (Cubature() if event_dim else GaussKronrod())
+    solved = chosen.solve(posed, tolerance)
     return solved.estimate(posed.batch, posed.dtype, tolerance, stacklevel=2)
 
 
