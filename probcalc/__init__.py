@@ -20,6 +20,8 @@ _HOME = {
     "Enumeration": "probcalc.integration.enumeration",
     "Moment": "probcalc.integration.closed_form",
     "MonteCarlo": "probcalc.integration.monte_carlo",
+    "Cubature": "probcalc.integration.cubature",
+    "probability": "probcalc.integration.probability",
     "expect": "probcalc.integration.expect",
     "log_expect": "probcalc.integration.log_expect",
     "GaussKronrod": "probcalc.integration.quadrature",

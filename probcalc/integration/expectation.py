@@ -131,6 +131,8 @@ def checked_values(values: Any, lead: tuple[int, ...], shape: tuple[int, ...]) -
 
 def alive(x: Tensor, log_p: Tensor) -> Tensor:
     """Points without mass moved to where there is most, so that no function overflows there."""
+    if not len(x):
+        return x
     where = log_p.detach().argmax(dim=0)
     axes = [1] * (x.ndim - log_p.ndim)
     index = where.reshape([1, *where.shape, *axes]).expand(1, *x.shape[1:])

@@ -12,7 +12,18 @@ from problems.expectations import CONTINUOUS, DISCRETE, FLAGGED, GOOD, NARROW, n
 from torch import Tensor
 from torch import distributions as td
 
-from probcalc import EstimateWarning, GaussKronrod, Moment, MonteCarlo, Status, expect, log_expect
+from probcalc import (
+    EstimateWarning,
+    GaussKronrod,
+    Moment,
+    MonteCarlo,
+    Status,
+    expect,
+    log_expect,
+    probability,
+)
+
+INF = math.inf
 
 NARROW_AND_WIDE = {**CONTINUOUS, **NARROW}
 
@@ -226,6 +237,52 @@ def test_log_evidence_of_a_batch_with_gradients():
     ):
         torch.testing.assert_close(result.value, exact, rtol=1e-8, atol=1e-8)
         torch.testing.assert_close(torch.autograd.grad(result.value.sum(), m)[0], slope)
+
+
+# name -> (distribution, lower, upper, exact)
+PROBABILITIES = {
+    "tail": (td.Normal(number(0.0), number(1.0)), 6.0, None, 9.865876450376981e-10),
+    "far tail": (td.Normal(number(0.0), number(1.0)), 30.0, None, 4.906713927148187e-198),
+    "left": (td.Normal(number(0.0), number(1.0)), None, -6.0, 9.865876450376981e-10),
+    "middle": (td.Cauchy(number(0.0), number(1.0)), -1.0, 1.0, 0.5),
+    "all": (td.Gamma(number(0.3), number(2.0)), None, None, 1.0),
+    "outside": (td.Beta(number(2.0), number(3.0)), 1.0, 4.0, 0.0),
+    "counts": (td.Poisson(number(2.0)), 39.0, None, 1.917158341594288e-37),
+    "one count": (td.Binomial(10, number(0.3)), 2.0, 3.0, 0.266827932),
+    "mixed up": (td.Normal(number(0.0), number(1.0)), 2.0, 1.0, 0.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("dist", "lower", "upper", "exact"), PROBABILITIES.values(), ids=PROBABILITIES.keys()
+)
+def test_probabilities_keep_their_digits(dist, lower, upper, exact: float):
+    result = probability(dist, lower, upper)
+    assert result.ok
+    assert float(result.value) == pytest.approx(exact, rel=1e-8, abs=0.0)
+
+
+def test_probabilities_of_batches_and_coordinates():
+    lower, upper = number(-1.0, 0.0, 2.0), number(1.0, 3.0, INF)
+    mean = number(0.0, 1.0, 2.0).requires_grad_()
+    normal = td.Normal(mean, 1.0)
+    exact = normal.cdf(upper) - normal.cdf(lower)
+    each = probability(normal, lower, upper)
+    torch.testing.assert_close(each.value, exact)
+    together = probability(td.Independent(normal, 1), lower, upper)
+    torch.testing.assert_close(together.value, exact.prod())
+    assert abs(float(together.value.detach() - exact.detach().prod())) <= float(together.error)
+    slopes = (torch.autograd.grad(p.prod(), mean)[0] for p in (each.value, exact))
+    torch.testing.assert_close(*slopes)
+
+
+def test_the_slope_of_a_probability_is_a_density():
+    upper = number(0.7).requires_grad_()
+    normal = td.Normal(number(0.0), number(1.0))
+    (slope,) = torch.autograd.grad(probability(normal, upper=upper).value, upper)
+    torch.testing.assert_close(slope, normal.log_prob(upper.detach()).exp())
+    with pytest.raises(ValueError, match="must not be NaN"):
+        probability(normal, math.nan)
 
 
 def test_methods_may_be_named():
