@@ -8,6 +8,7 @@ from __future__ import annotations
 
 # name of the module -> what it measures
 BENCHMARKS = {
+    "integrals": "batches of integrals, easy ones and boxes, against SciPy",
     "honesty": "silent wrong answers and false flags of integrals and expectations",
     "vi_small": "time to a converged posterior against Pyro's and NumPyro's SVI",
 }
