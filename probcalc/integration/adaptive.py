@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Inexact, Int, Num
 from torch import Tensor
@@ -73,6 +75,11 @@ class Goal:
         asked = (self.rtol * sums.value.abs()).clamp(min=self.atol)
         rounding = torch.where(sums.noise.isinf(), math.inf, _SMALL_NOISE * sums.size)
         return torch.maximum(asked, rounding.minimum(2.0 * sums.noise))
+
+    def allowed(self, magnitude: Any, noise: Any) -> Any:
+        """The same, of NumPy's arrays or tensors, where rounding is known to be small."""
+        larger = torch.maximum if torch.is_tensor(magnitude) else np.maximum
+        return larger(larger(self.rtol * magnitude, 2.0 * noise), self.atol + 0.0 * noise)
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,17 +39,6 @@ class BoxRule:
 
 
 @lru_cache
-def tensor_gauss(n: int, dim: int, device: torch.device) -> BoxRule:
-    """Product of Gauss–Legendre rules with n points an axis."""
-    x, w = np.polynomial.legendre.leggauss(n)
-    points = np.stack(np.meshgrid(*[x] * dim, indexing="ij"), axis=-1).reshape(-1, dim)
-    weights = np.ones(1)
-    for _ in range(dim):
-        weights = np.multiply.outer(weights, w / 2).ravel()
-    return BoxRule(torch.from_numpy(points).to(device), torch.from_numpy(weights)[None].to(device))
-
-
-@lru_cache
 def genz_malik(dim: int, device: torch.device) -> BoxRule:
     """Degree 7 with an embedded degree 5, d ≥ 2: 2^d + 2d² + 2d + 1 points.
 

@@ -12,11 +12,13 @@ import torch
 from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
-from probcalc.integration.box_rules import BoxRule, genz_malik, tensor_gauss
+from probcalc.integration.box_rules import BoxRule, genz_malik
+from probcalc.integration.grids import grid, orders_of
+from probcalc.integration.orthogonal import LEGENDRE
 from probcalc.integration.problem import Problem
 
 POINTS = 2**16  # evaluated together
-_NUDGE = 1e-9  # towards the middle, off a point where the integrand is not finite
+NUDGE = 1e-9  # towards the middle, off a point where the integrand is not finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +29,7 @@ class Cells:
         elem: Element of each.
         centre: Centres.
         half: Half widths.
-        order: Points an axis of a product rule; 0 for Genz and Malik's.
+        order: Code of the points an axis of a product rule; 0 for Genz and Malik's.
     """
 
     elem: Int[Tensor, " k"]
@@ -62,7 +64,7 @@ class Box:
         good = f.isfinite()
         if not bool(good.all()):
             f = torch.where(
-                good, f, self.at(torch.lerp(t, torch.full_like(t, 0.5), _NUDGE), cells.elem)
+                good, f, self.at(torch.lerp(t, torch.full_like(t, 0.5), NUDGE), cells.elem)
             )
             good = f.isfinite()
             f = torch.where(good, f, 0.0)
@@ -95,18 +97,15 @@ class Box:
 
 
 def rule_of(order: int, like: Float[Tensor, "k d"]) -> BoxRule:
-    """The product of that order, or Genz and Malik's for order 0."""
+    """The product whose orders have that code, or Genz and Malik's for 0."""
     dim = like.shape[1]
-    return tensor_gauss(order, dim, like.device) if order else genz_malik(dim, like.device)
+    if not order:
+        return genz_malik(dim, like.device)
+    product = grid((LEGENDRE,) * dim, orders_of(order, dim), like.device)
+    return BoxRule(2 * product.points - 1, product.mass[None])
 
 
 def whole(elem: Int[Tensor, " k"], dim: int, order: int) -> Cells:
     """One cell an element."""
     centre = torch.full((len(elem), dim), 0.5, dtype=torch.float64, device=elem.device)
     return Cells(elem, centre, centre, torch.full_like(elem, order))
-
-
-def applied_to(weights: Tensor, f: Tensor) -> Tensor:
-    """Weighted sum over the points of every cell."""
-    n, k, o = f.shape
-    return (weights.to(f.dtype) @ f.reshape(n, k * o)).view(k, o)

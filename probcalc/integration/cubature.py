@@ -1,7 +1,7 @@
-"""Integrals over boxes: a product of Gauss rules while that converges, else adaptive cubature.
+"""Integrals over boxes: a product of Gauss rules where that converges, else adaptive cubature.
 
-Smooth integrands in few dimensions end after a few products of Gauss–Legendre rules whose order
-grows. The others are integrated by Genz and Malik's rule over regions that are halved, along the
+Smooth integrands in few dimensions end after two or three products of Gauss–Legendre rules. The
+others are integrated by Genz and Malik's rule over regions that are halved, along the
 axis of the largest fourth difference, breadth first: Genz & Malik (1980); Arumugam, Sakiotis &
 Paterno (2021), PAGANI.
 """
@@ -13,33 +13,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Inexact, Int
+from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
 from probcalc.integration.adaptive import Goal
-from probcalc.integration.box_rules import BoxRule, tensor_gauss
-from probcalc.integration.cells import POINTS, Box, Cells, applied_to, rule_of, whole
+from probcalc.integration.cells import NUDGE, POINTS, Box, Cells, rule_of, whole
+from probcalc.integration.grids import code_of
 from probcalc.integration.measure import FAINT, Sums, grouped
+from probcalc.integration.orthogonal import LEGENDRE
 from probcalc.integration.problem import DEFAULT_RTOL, Problem, Solved, Tolerance
+from probcalc.integration.products import Outcome, products
 from probcalc.integration.quadrature import GaussKronrod
+from probcalc.integration.quick_box import MAX_EVALS, METHOD
 from probcalc.integration.regions import regions
 from probcalc.integration.replay import differentiable
 from probcalc.status import Status
-
-_MAX_EVALS = 2**20
-_EPS = torch.finfo(torch.float64).eps
-# points an axis of the products, by dimension; more dimensions go straight to Genz and Malik
-_ORDERS = {
-    1: (10, 15, 22, 33, 50),
-    2: (8, 11, 15, 21, 30, 44),
-    3: (7, 9, 12, 16, 22),
-    4: (6, 8, 10, 13, 17, 22),
-    5: (5, 7, 9, 12, 14),
-    6: (4, 6),
-}
-_CONVERGING = 0.03  # of the change before the last one, as an error
-_FAR_BELOW = 1e-3  # of the tolerance: a change this small needs no second one
-_STRIDES = 2
 
 
 @dataclass(frozen=True)
@@ -64,7 +52,7 @@ class Cubature:
         error = torch.where((status != 0)[:, None], math.inf, bar)
         shape = [problem.size, *mesh.shape]
         signed = (value * problem.sign[:, None]).reshape(shape)
-        return Solved(signed, error.reshape(shape), status, mesh.spent, "adaptive cubature")
+        return Solved(signed, error.reshape(shape), status, mesh.spent, METHOD)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,68 +102,48 @@ class BoxMesh:
 
 def _found(problem: Problem, tolerance: Tolerance) -> BoxMesh:
     rtol = (tolerance.rtol or 0.0) if tolerance.asked else DEFAULT_RTOL
-    goal = Goal(rtol, tolerance.atol or 0.0, tolerance.max_evals or _MAX_EVALS)
+    goal = Goal(rtol, tolerance.atol or 0.0, tolerance.max_evals or MAX_EVALS)
     box, b, dim = Box(problem), problem.size, problem.event[0]
     with torch.no_grad():
         proper = (problem.lower < problem.upper).all(dim=1)
-        left = torch.arange(b, device=proper.device)
-        done, left, spent = _products(box, left, dim, goal, proper)
-        parts = [done] if len(done[0].elem) else []
-        status = torch.zeros(b, dtype=torch.long, device=proper.device)
-        if len(left):
-            cells, sums, spent, status = regions(box, left, dim, goal, spent, status)
+        every = torch.arange(b, device=proper.device)
+        status = torch.zeros_like(every)
+        outcome = _products(box, every if bool(proper.all()) else every[proper], dim, goal)
+        parts = [(whole(one.elem, dim, code_of(one.orders)), one.sums) for one in outcome.done]
+        spent = torch.zeros_like(every)
+        for elem, count in outcome.spent:
+            spent[elem] += count
+        if len(outcome.left):
+            cells, sums, spent, status = regions(box, outcome.left, dim, goal, spent, status)
             parts.append((cells, sums))
-        cells = Cells.joined([c for c, _ in parts])
-        sums = Sums.joined([s for _, s in parts])
+        if not parts:
+            parts = [_nothing(box, every[:0], dim)]
+        cells, sums = Cells.joined([c for c, _ in parts]), Sums.joined([s for _, s in parts])
         total = sums.grouped(cells.elem, b)
     return BoxMesh(total, status, spent, cells, sums.value, box.shape)
 
 
-def _products(
-    box: Box, left: Tensor, dim: int, goal: Goal, proper: Bool[Tensor, " b"]
-) -> tuple[tuple[Cells, Sums], Tensor, Tensor]:
-    """Products of Gauss rules of growing order: those that converged, and who is left."""
-    spent = torch.zeros_like(proper, dtype=torch.long)
-    finished: list[tuple[Cells, Sums]] = []
-    before = last = None
-    for order in _ORDERS.get(dim, ()):
-        rule = tensor_gauss(order, dim, left.device)
-        cells = whole(left, dim, order)
-        value, size, bad = _product(box, cells, rule)
-        spent[left] += len(rule.points)
-        if before is None:
-            before, last = value, size
-            continue
-        change = (value - before).abs()
-        noise = box.rounding * size
-        allowed = goal.tolerance(Sums(value, change, size, noise))
-        # one small change may be luck, unless it is far too small for that
-        lucky = change > _FAR_BELOW * allowed
-        error = torch.where(lucky, change.maximum(_CONVERGING * last), change)
-        sums = Sums(value, torch.where(bad, math.inf, error), size, noise)
-        met = (error <= allowed) & (size > FAINT) & ~bad
-        met = met.all(dim=1) | ~proper[left]
-        finished.append((cells[met], sums[met]))
-        left, before, last = left[~met], value[~met], change[~met]
-        if not len(left) or bool((spent[left] * _STRIDES > goal.max_evals).all()):
-            break
-    joined = [Cells.joined([c for c, _ in finished]), Sums.joined([s for _, s in finished])]
-    return tuple(joined) if finished else _none(left, dim), left, spent
+def _nothing(box: Box, none: Tensor, dim: int) -> tuple[Cells, Sums]:
+    """Boxes of no width only: the integrand is asked once, for the shape of its values."""
+    middle = torch.full((1, 1, dim), 0.5, dtype=torch.float64, device=none.device)
+    value = box.at(middle, torch.zeros(1, dtype=torch.long, device=none.device))[0, :0]
+    size = value.abs()
+    return whole(none, dim, 0), Sums(value, size, size, size)
 
 
-def _none(left: Tensor, dim: int) -> tuple[Cells, Sums]:
-    nothing = torch.zeros(0, 1, dtype=torch.float64, device=left.device)
-    return whole(left[:0], dim, 0), Sums(nothing, nothing, nothing, nothing)
+def _products(box: Box, elem: Tensor, dim: int, goal: Goal) -> Outcome:
+    """Products of Gauss rules, where they converge."""
 
+    def at(points: Tensor, elem: Tensor) -> Tensor:
+        t = points[:, None].expand(-1, len(elem), -1)
+        f = box.at(t, elem)
+        good = f.isfinite()
+        if bool(good.all()):
+            return f
+        beside = torch.lerp(t, torch.full_like(t, 0.5), NUDGE)
+        return torch.where(good, f, box.at(beside, elem))
 
-def _product(box: Box, cells: Cells, rule: BoxRule) -> tuple[Tensor, Tensor, Tensor]:
-    parts = []
-    every = torch.arange(len(cells.elem), device=cells.elem.device)
-    for index in every.split(max(1, POINTS // len(rule.points))):
-        f, num_bad = box.on(cells[index], rule)
-        w = rule.weights[0]
-        parts.append((applied_to(w, f), applied_to(w, f.abs()), num_bad > 0))
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    return products(at, (LEGENDRE,) * dim, elem, goal, box.rounding)
 
 
 def _on_the_line(problem: Problem, tolerance: Tolerance) -> Solved:

@@ -15,6 +15,7 @@ from torch import Tensor
 from probcalc.integration.adaptive import Goal
 from probcalc.integration.box_rules import BoxRule, genz_malik
 from probcalc.integration.cells import POINTS, Box, Cells, whole
+from probcalc.integration.grids import scattered
 from probcalc.integration.measure import FAINT, Sums, grouped
 from probcalc.status import Status
 
@@ -133,7 +134,7 @@ def _searched(
     if not bool(empty.any()):
         return cells, sums, axis
     dim, some = cells.centre.shape[1], cells[empty]
-    t = _scattered(dim, cells.centre.device)[:, None].expand(-1, len(some.elem), -1)
+    t = scattered(dim, _SEARCHED, cells.centre.device)[:, None].expand(-1, len(some.elem), -1)
     height = box.at(t, some.elem).abs().nan_to_num(nan=0.0).amax(dim=2)
     top, where = height.max(dim=0)
     place = t[where, torch.arange(len(where), device=where.device)]
@@ -149,16 +150,6 @@ def _searched(
         Sums.joined([sums[kept], more]),
         torch.cat([axis[kept], more_axis]),
     )
-
-
-def _scattered(dim: int, device: torch.device) -> Float[Tensor, "n d"]:
-    """Points of an additive recurrence, evenly spread: Roberts (2018), after Weyl (1916)."""
-    root = 2.0
-    for _ in range(64):
-        root = (1 + root) ** (1 / (dim + 1))
-    steps = root ** -torch.arange(1, dim + 1, dtype=torch.float64, device=device)
-    n = torch.arange(1, _SEARCHED + 1, dtype=torch.float64, device=device)
-    return (0.5 + n[:, None] * steps) % 1
 
 
 def _around(elem: Int[Tensor, " k"], place: Float[Tensor, "k d"]) -> Cells:

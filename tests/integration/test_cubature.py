@@ -12,7 +12,7 @@ from problems.boxes import GOLDEN, SMOOTH, TOTALS, drawn, exact, integrand
 from torch import Tensor
 
 from probcalc import EstimateWarning, Status, integrate
-from probcalc.integration.box_rules import genz_malik, tensor_gauss
+from probcalc.integration.box_rules import genz_malik
 from probcalc.result import Estimate
 
 INF = math.inf
@@ -214,12 +214,6 @@ def test_checks_are_predicted_for_cubics():
     p = rule.weights.shape[1]
     f = lambda x: 1 + x[:, 0] ** 3 - x[:, 0] * x[:, 1] * x[:, 2] + x[:, 2] ** 2  # noqa: E731
     torch.testing.assert_close(rule.prediction @ f(rule.points[:p]), f(rule.points[p:]))
-
-
-def test_products_of_gauss_rules():
-    rule = tensor_gauss(3, 2, CPU)
-    value = rule.weights[0] @ (rule.points[:, 0] ** 4 * rule.points[:, 1] ** 2)
-    assert float(value) == pytest.approx(1 / 15)
 
 
 def test_boxes_need_boxes():
