@@ -12,6 +12,7 @@ from torch.distributions import (
     AbsTransform,
     Distribution,
     MixtureSameFamily,
+    Transform,
     TransformedDistribution,
     VonMises,
     constraints,
@@ -84,9 +85,26 @@ def _of_image(base: Support, dist: TransformedDistribution) -> Support:
             ends = torch.stack([lower.abs(), upper.abs()])
             lower, upper = torch.where(inside, 0.0, ends.amin(dim=0)), ends.amax(dim=0)
             continue
-        ends = torch.stack(torch.broadcast_tensors(transform(lower), transform(upper))).double()
+        images = (_image_of_end(transform, end) for end in (lower, upper))
+        ends = torch.stack(torch.broadcast_tensors(*images)).double()
         if bool(ends.isnan().any()):
             raise NotImplementedError(f"{transform} does not say where it sends infinity.")
         lower, upper = ends.amin(dim=0), ends.amax(dim=0)
     lower, upper = (t.expand(dist.batch_shape) for t in (lower, upper))
     return Support(lower, upper, base.discrete)
+
+
+def _image_of_end(transform: Transform, x: Tensor) -> Tensor:
+    """The transform of x; the ends of its domain go to those of its image, which it may clamp."""
+    image = transform(x)
+    if not transform.bijective:
+        return image
+    try:
+        low, high = _interval(transform.domain)
+        ends = _interval(transform.codomain)
+    except NotImplementedError:
+        return image
+    rising = torch.as_tensor(transform.sign, device=x.device) > 0
+    first, last = (torch.as_tensor(e, dtype=x.dtype, device=x.device) for e in ends)
+    image = torch.where((x == low) & x.isfinite(), torch.where(rising, first, last), image)
+    return torch.where((x == high) & x.isfinite(), torch.where(rising, last, first), image)
