@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 from torch import distributions as td
 
@@ -30,7 +30,7 @@ from probcalc.distributions.support import support_of
 
 
 def cdf(
-    dist: td.Distribution, x: Float[Tensor, "*x"] | float, *, upper: bool = False
+    dist: td.Distribution, x: Real[Tensor, "*x"] | float | int, *, upper: bool = False
 ) -> Float[Tensor, "*out"]:
     """P(X ≤ x), or P(X > x) with all its digits, for a distribution on the line.
 
@@ -55,7 +55,9 @@ def cdf(
     """
     if isinstance(dist, td.Independent):
         return cdf(dist.base_dist, x, upper=upper)
-    x = torch.as_tensor(x, dtype=torch.float64, device=_device(dist, x))
+    x = torch.as_tensor(
+        x, dtype=torch.float64, device=x.device if torch.is_tensor(x) else device_of(dist)
+    )
     if isinstance(dist, td.MixtureSameFamily):
         parts = cdf(dist.component_distribution, x[..., None], upper=upper)
         return (probabilities(dist.mixture_distribution) * parts).sum(dim=-1)
@@ -136,8 +138,7 @@ def on_sides(falling: Tensor | bool, upper: bool, tail: Callable[[bool], Tensor]
     return torch.where(falling, tail(not upper), tail(upper))
 
 
-def _device(dist: td.Distribution, x: Tensor | float) -> torch.device | None:
-    if torch.is_tensor(x):
-        return x.device
+def device_of(dist: td.Distribution) -> torch.device | None:
+    """Of the tensors that a distribution holds."""
     held = [v for v in vars(dist).values() if torch.is_tensor(v)]
     return held[0].device if held else None

@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.special import zeta
 from torch import Tensor
 from torch import distributions as td
+
+from probcalc.distributions.families import is_point_mass
 
 
 def raw_moment(dist: td.Distribution, order: int) -> Float[Tensor, "*batch"]:
@@ -31,6 +35,10 @@ def raw_moment(dist: td.Distribution, order: int) -> Float[Tensor, "*batch"]:
     """
     if order < 0:
         raise ValueError(f"`order` must be at least 0, got {order}.")
+    if is_point_mass(dist):
+        return dist.v**order
+    if type(dist) is td.TransformedDistribution:
+        return _affine(dist, order)
     for family in type(dist).__mro__:
         if family in _MOMENTS:
             return _MOMENTS[family](dist, order)
@@ -47,7 +55,58 @@ def _shifted(
         for j in range(order + 1)
         if j == 0 or not _is_zero(standard(j))
     ]
-    return torch.stack(torch.broadcast_tensors(*terms)).sum(dim=0)
+    total = torch.stack(torch.broadcast_tensors(*terms)).sum(dim=0)
+    # an infinite highest moment outweighs lower ones, also those that are undefined
+    highest = scale**order * standard(order)
+    return torch.where(highest.isinf(), highest, total)
+
+
+def _affine(dist: td.TransformedDistribution, order: int) -> Tensor:
+    """Of μ + σZ, for any Z whose moments are known."""
+    if not all(isinstance(t, td.AffineTransform) for t in dist.transforms):
+        raise NotImplementedError(f"no moments under {dist.transforms}; known: affine transforms.")
+    base = [raw_moment(dist.base_dist, j) for j in range(order + 1)]
+    loc, scale = torch.zeros_like(base[0]), torch.ones_like(base[0])
+    for t in dist.transforms:
+        loc, scale = t.loc + t.scale * loc, t.scale * scale
+    return _shifted(loc, scale, lambda j: base[j], order)
+
+
+def _mixture(dist: td.MixtureSameFamily, order: int) -> Tensor:
+    weights = dist.mixture_distribution.probs
+    return (weights * raw_moment(dist.component_distribution, order)).sum(dim=-1)
+
+
+def _gumbel(j: int) -> float:
+    """From the cumulants γ and (n − 1)! ζ(n)."""
+    moments = [1.0]
+    for n in range(1, j + 1):
+        moments.append(
+            sum(
+                math.comb(n - 1, i) * _gumbel_cumulant(i + 1) * moments[n - 1 - i]
+                for i in range(n)
+            )
+        )
+    return moments[j]
+
+
+def _gumbel_cumulant(n: int) -> float:
+    return np.euler_gamma if n == 1 else math.factorial(n - 1) * float(zeta(n))
+
+
+def _f(d: td.FisherSnedecor, k: int) -> Tensor:
+    a = 0.5 * d.df1
+
+    def value(b: Tensor) -> Tensor:
+        logs = torch.lgamma(a + k) - torch.lgamma(a) + torch.lgamma(b - k) - torch.lgamma(b)
+        return logs.exp() * (b / a) ** k
+
+    return _where_above(0.5 * d.df2, k, value)
+
+
+def _kumaraswamy(d: td.Kumaraswamy, k: int) -> Tensor:
+    a, b = d.concentration1, d.concentration0
+    return (torch.lgamma(1 + k / a) + torch.lgamma(b + 1) - torch.lgamma(1 + k / a + b)).exp()
 
 
 def _is_zero(moment: Tensor | float) -> bool:
@@ -138,6 +197,10 @@ _MOMENTS: dict[type[td.Distribution], Callable[..., Tensor]] = {
     td.Weibull: lambda d, k: d.scale**k * torch.lgamma(1 + k / d.concentration).exp(),
     td.Beta: _beta,
     td.StudentT: lambda d, k: _shifted(d.loc, d.scale, _student_t(d.df), k),
+    td.FisherSnedecor: _f,
+    td.Gumbel: lambda d, k: _shifted(d.loc, d.scale, _gumbel, k),
+    td.Kumaraswamy: _kumaraswamy,
+    td.MixtureSameFamily: _mixture,
     td.Cauchy: lambda d, k: torch.full_like(
         d.loc, 1.0 if k == 0 else math.nan if k % 2 else math.inf
     ),

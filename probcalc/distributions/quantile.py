@@ -94,7 +94,7 @@ def _of_counts(dist: td.Distribution, p: Tensor, upper: bool) -> Tensor:
         mean = _centre(dist, support.lower)
         shape = torch.broadcast_shapes(p.shape, dist.batch_shape)
         lower, last, start = (t.expand(shape) for t in (support.lower, support.upper, mean))
-        return _searched(dist, p.detach(), upper, lower, last, start)
+        return searched(dist, p.detach(), upper, lower, last, start)
 
 
 def _centre(dist: td.Distribution, lower: Tensor) -> Tensor:
@@ -103,9 +103,11 @@ def _centre(dist: td.Distribution, lower: Tensor) -> Tensor:
     return dist.mean.detach().double().nan_to_num(0.0, 0.0, 0.0)
 
 
-def _searched(
+def searched(
     dist: td.Distribution, p: Tensor, upper: bool, lower: Tensor, last: Tensor, start: Tensor
 ) -> Tensor:
+    """Quantiles of counts between `lower` and `last`, looked for from `start` on."""
+
     def beyond(k: Tensor) -> Tensor:
         tail = cdf(dist, k, upper=upper)
         return tail <= p if upper else tail >= p
@@ -138,7 +140,7 @@ def _of_mixture(dist: td.MixtureSameFamily, p: Tensor, upper: bool) -> Tensor:
         low, high = x.amin(dim=-1), x.amax(dim=-1)
         levels = levels.expand(low.shape)
         if support_of(dist).discrete:
-            return _searched(dist, levels, upper, low, high, low)
+            return searched(dist, levels, upper, low, high, low)
         root = root_of_tail(
             lambda t: cdf(double, t, upper=upper),
             lambda t: log_density(double, t).exp(),

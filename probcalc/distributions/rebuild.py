@@ -7,6 +7,7 @@ function of their parameters.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +25,14 @@ _SECOND = {
 }
 
 
+@runtime_checkable
+class ComesApart(Protocol):
+    """A distribution that knows its parameters and how to be made of them again."""
+
+    def taken_apart(self) -> tuple[list[Tensor], Builder]:
+        """As the function of that name."""
+
+
 def taken_apart(dist: td.Distribution) -> tuple[list[Tensor], Builder]:
     """Parameters of a distribution, and the function that makes it of such parameters again.
 
@@ -32,6 +41,11 @@ def taken_apart(dist: td.Distribution) -> tuple[list[Tensor], Builder]:
     Raises:
         NotImplementedError: If the family does not name its parameters as torch's do.
     """
+    if isinstance(dist, ComesApart):
+        return dist.taken_apart()
+    if hasattr(dist, "v") and hasattr(dist, "log_density"):  # Pyro's point mass
+        dims = len(dist.event_shape)
+        return [dist.v, dist.log_density], lambda t: type(dist)(*t, dims, validate_args=False)
     if isinstance(dist, td.Independent):
         return _wrapped([dist.base_dist], lambda d: td.Independent(d[0], _num(dist), False))
     if isinstance(dist, td.MixtureSameFamily):

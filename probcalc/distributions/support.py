@@ -26,7 +26,7 @@ class Support:
     Args:
         lower: Left end, or −∞.
         upper: Right end, or ∞.
-        discrete: Whether only integers inside have mass.
+        discrete: Whether only integers inside have mass, or, where the ends agree, that point.
     """
 
     lower: Float[Tensor, "*batch"]
@@ -42,6 +42,8 @@ def support_of(dist: Distribution) -> Support:
     """
     if dist.event_shape:
         raise NotImplementedError(f"draws of {type(dist).__name__} are not numbers.")
+    if hasattr(dist, "v") and hasattr(dist, "log_density"):  # Pyro's point mass
+        return Support(dist.v.double(), dist.v.double(), True)
     if isinstance(dist, MixtureSameFamily):
         return _of_mixture(support_of(dist.component_distribution))
     if type(dist) is TransformedDistribution:  # families made of one name their own support
