@@ -25,6 +25,7 @@ _HOME = {
     "expect": "probcalc.integration.expect",
     "log_expect": "probcalc.integration.log_expect",
     "GaussKronrod": "probcalc.integration.quadrature",
+    "GaussQuadrature": "probcalc.integration.gauss_quadrature",
     "integrate": "probcalc.integration.integrate",
     "FullRank": "probcalc.inference.guides",
     "GaussianMixture": "probcalc.inference.guides",

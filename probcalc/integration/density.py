@@ -7,6 +7,7 @@ that no scale or place is too narrow or too far out; tails beyond are half-infin
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ from torch.distributions import Distribution, MixtureSameFamily
 from probcalc._random import forked
 from probcalc.distributions.log_density import log_density
 from probcalc.distributions.quantile import quantile
-from probcalc.distributions.rebuild import copied, in_double, taken_apart
+from probcalc.distributions.rebuild import in_double
 from probcalc.distributions.support import support_of
-from probcalc.integration.expectation import Expectation, alive, checked_values
-from probcalc.integration.problem import Problem, flattened
+from probcalc.integration.expectation import Expectation, alive, checked_values, over_parameters
+from probcalc.integration.problem import Problem
 
 _LEVELS = (1e-15, 1e-9, 1e-6, 1e-3, 0.05, 0.3)
 _LEVELS_OF_COMPONENTS = (1e-9, 0.05)
@@ -38,34 +39,10 @@ def as_integral(posed: Expectation) -> Problem:
     lower, upper = (t.double().expand(posed.batch).reshape(b) for t in ends)
     with torch.no_grad():
         breaks = _off_the_ends(_breaks(posed, dist).reshape(b, -1), lower, upper)
-    fn, args = _weighted(posed, dist)
+    fn, args = over_parameters(posed, dist, partial(_product, posed))
     rounding = torch.finfo(posed.dtype).eps
     ones = torch.ones_like(lower)
     return Problem(fn, args, lower, upper, ones, breaks, posed.batch, torch.float64, rounding)
-
-
-def _weighted(posed: Expectation, dist: Distribution) -> tuple[Any, tuple[Any, ...]]:
-    """Integrand and its arguments; parameters are among these unless the function closes over."""
-    gathered = bool(posed.batch) and any(torch.is_tensor(a) for a in posed.args)
-    args = tuple(flattened(i, a, posed.batch) for i, a in enumerate(posed.args))
-    try:
-        tensors, build = taken_apart(dist.expand(posed.batch) if gathered else dist)
-    except NotImplementedError:
-        tensors, build = [], lambda _: dist
-    if posed.batch and not gathered:
-        return lambda x, *own: _product(posed, x, own, copied(dist), posed.shift), args
-    own_shift = [] if posed.shift is None else [posed.shift]
-    if gathered:
-        own_shift = [t.reshape(-1) for t in own_shift]
-        tensors = [t.reshape(-1, *t.shape[len(posed.batch) :]) for t in tensors]
-    parts = len(args), len(own_shift)
-
-    def fn(x: Tensor, *own: Any) -> Tensor:
-        rest = own[parts[0] :]
-        shift = rest[0] if parts[1] else None
-        return _product(posed, x, own[: parts[0]], build(rest[parts[1] :]), shift)
-
-    return fn, (*args, *own_shift, *tensors)
 
 
 def _product(

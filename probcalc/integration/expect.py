@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 
 from probcalc.integration.choose import ExpectationMethod, ladder
 from probcalc.integration.expectation import Expectation, expectation
+from probcalc.integration.gauss_quadrature import GaussQuadrature
 from probcalc.integration.problem import Solved, Tolerance
 from probcalc.result import Estimate
 
@@ -68,7 +69,8 @@ def expect(
     tolerance = Tolerance(rtol, atol, max_evals, confidence, generator)
     posed = expectation(fn, dist, args=args, breaks=breaks, dtype=dtype)
     solved = method.expect(posed, tolerance) if method else best(posed, tolerance)
-    return solved.estimate(posed.batch, posed.dtype, tolerance, stacklevel=2)
+    reads = not isinstance(method, GaussQuadrature)
+    return solved.estimate(posed.batch, posed.dtype, tolerance, stacklevel=2, reads=reads)
 
 
 def best(posed: Expectation, tolerance: Tolerance) -> Solved:

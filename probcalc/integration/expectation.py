@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from probcalc.distributions.rebuild import taken_apart
+from probcalc.distributions.rebuild import copied, taken_apart
 from probcalc.integration.problem import as_double, common_device, flattened
 
 
@@ -103,6 +103,39 @@ def expectation(
     points = None if breaks is None else as_double(breaks, device)
     precision = like.dtype if like.is_floating_point() else torch.get_default_dtype()
     return Expectation(fn, args, dist, points, dtype or precision)
+
+
+# value(x, args, dist, shift): a function of points, further arguments, and a distribution
+Valued = Callable[[Tensor, tuple[Any, ...], Distribution, Tensor | None], Tensor]
+
+
+def over_parameters(
+    posed: Expectation, dist: Distribution, value: Valued
+) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
+    """A function of points, with the distribution's parameters among its arguments.
+
+    But for a batch whose function may close over it: then the function sees all of the batch.
+    """
+    gathered = bool(posed.batch) and any(torch.is_tensor(a) for a in posed.args)
+    args = tuple(flattened(i, a, posed.batch) for i, a in enumerate(posed.args))
+    if posed.batch and not gathered:
+        return lambda x, *own: value(x, own, copied(dist), posed.shift), args
+    try:
+        tensors, build = taken_apart(dist.expand(posed.batch) if gathered else dist)
+    except NotImplementedError:
+        tensors, build = [], lambda _: dist
+    own_shift = [] if posed.shift is None else [posed.shift]
+    if gathered:
+        own_shift = [t.reshape(-1) for t in own_shift]
+        tensors = [t.reshape(-1, *t.shape[len(posed.batch) :]) for t in tensors]
+    parts = len(args), len(own_shift)
+
+    def fn(x: Tensor, *own: Any) -> Tensor:
+        rest = own[parts[0] :]
+        shift = rest[0] if parts[1] else None
+        return value(x, own[: parts[0]], build(rest[parts[1] :]), shift)
+
+    return fn, (*args, *own_shift, *tensors)
 
 
 def sample_like(dist: Distribution) -> Tensor:

@@ -50,12 +50,12 @@ class Integrand:
 
     def _on_one(self, x: Tensor) -> Tensor:
         n, k = x.shape[:2]
-        values = self._called(x.reshape(n * k, *self.event), self.args, ())
+        values = called(self.fn, x.reshape(n * k, *self.event), self.args, ())
         return values.reshape(n, k, *values.shape[1:])
 
     def _on_rows(self, x: Tensor, elem: Tensor) -> Tensor:
         own = tuple(a[elem] if torch.is_tensor(a) else a for a in self.args)
-        return self._called(x, own, elem.shape)
+        return called(self.fn, x, own, elem.shape)
 
     def _on_full_batches(self, x: Tensor, elem: Tensor) -> Tensor:
         n, b = x.shape[0], math.prod(self.batch)
@@ -67,18 +67,26 @@ class Integrand:
         deep = int(counts.max())
         full = self.filler.to(x.dtype).expand(n, deep, b, *self.event).clone()
         full[:, place, elem] = x
-        values = self._called(
-            full.reshape(n * deep, *self.batch, *self.event), self.args, self.batch
+        values = called(
+            self.fn, full.reshape(n * deep, *self.batch, *self.event), self.args, self.batch
         )
         return values.reshape(n, deep, b, *values.shape[1 + len(self.batch) :])[:, place, elem]
 
-    def _called(self, x: Tensor, args: tuple[Any, ...], batch: tuple[int, ...]) -> Tensor:
-        values = self.fn(x, *args)
-        lead = (x.shape[0], *batch)
-        if not torch.is_tensor(values) or values.shape[: len(lead)] != lead:
-            got = tuple(values.shape) if torch.is_tensor(values) else type(values).__name__
-            raise ValueError(
-                f"the integrand must return shape (n, *batch, *out), here {lead} and any further "
-                f"axes, for points of shape {tuple(x.shape)}; got {got}."
-            )
-        return values.to(torch.complex128 if values.is_complex() else torch.float64)
+
+def called(
+    fn: Callable[..., Tensor], x: Tensor, args: tuple[Any, ...], batch: tuple[int, ...]
+) -> Inexact[Tensor, " n *batch_and_out"]:
+    """The function's values, checked, in float64 or complex128.
+
+    Raises:
+        ValueError: If it does not return a tensor of shape ``(n, *batch, *out)``.
+    """
+    values = fn(x, *args)
+    lead = (x.shape[0], *batch)
+    if not torch.is_tensor(values) or values.shape[: len(lead)] != lead:
+        got = tuple(values.shape) if torch.is_tensor(values) else type(values).__name__
+        raise ValueError(
+            f"the integrand must return shape (n, *batch, *out), here {lead} and any further "
+            f"axes, for points of shape {tuple(x.shape)}; got {got}."
+        )
+    return values.to(torch.complex128 if values.is_complex() else torch.float64)

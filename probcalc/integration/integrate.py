@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from probcalc.integration.cubature import Cubature
+from probcalc.integration.gauss_quadrature import GaussQuadrature
 from probcalc.integration.problem import (
     Limit,
     Problem,
@@ -96,10 +97,20 @@ def integrate(
         easy = glance(fn, lower, upper, args, dtype, tolerance)
         if easy is not None:
             return easy
-    posed = problem(fn, lower, upper, args=args, event_dim=event_dim, breaks=breaks, dtype=dtype)
     chosen = method or (Cubature() if event_dim else GaussKronrod())
+    reads = not isinstance(chosen, GaussQuadrature)
+    posed = problem(
+        fn,
+        lower,
+        upper,
+        args=args,
+        event_dim=event_dim,
+        breaks=breaks,
+        dtype=dtype,
+        reads=reads,
+    )
     solved = chosen.solve(posed, tolerance)
-    return solved.estimate(posed.batch, posed.dtype, tolerance, stacklevel=2)
+    return solved.estimate(posed.batch, posed.dtype, tolerance, stacklevel=2, reads=reads)
 
 
 def _at_a_glance(

@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from scipy.linalg import eigh_tridiagonal
+
+Array = Any  # np.ndarray or Tensor
 
 
 @dataclass(frozen=True)
@@ -31,37 +34,38 @@ class Weight:
 
     def recurrence(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """The first n of a, and the first n − 1 of b."""
-        a, squared = _RECURRENCES[self.name](np.arange(n, dtype=float), *self.shape)
+        a, squared = RECURRENCES[self.name](np.arange(n, dtype=float), *self.shape)
         return a, np.sqrt(squared[1:])
 
 
-def _legendre(k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.full_like(k, 0.5), k**2 / (4 * (4 * k**2 - 1))
+def _legendre(k: Array) -> tuple[Array, Array]:
+    return 0.0 * k + 0.5, k**2 / (4 * (4 * k**2 - 1))
 
 
-def _hermite(k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.zeros_like(k), k
+def _hermite(k: Array) -> tuple[Array, Array]:
+    return 0.0 * k, k
 
 
-def _laguerre(k: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+def _laguerre(k: Array, alpha: Array) -> tuple[Array, Array]:
     return 2 * k + alpha, k * (k + alpha - 1)
 
 
-def _jacobi(k: np.ndarray, alpha: float, beta: float) -> tuple[np.ndarray, np.ndarray]:
+def _jacobi(k: Array, alpha: Array, beta: Array) -> tuple[Array, Array]:
     """On [0, 1] with x^(α−1) (1 − x)^(β−1)."""
-    left, right = alpha - 1, beta - 1
-    both = 2 * k + left + right
-    with np.errstate(divide="ignore", invalid="ignore"):
-        a = 0.5 * (1 + (left**2 - right**2) / (both * (both + 2)))
-        b = k * (k + left) * (k + right) * (k + left + right)
-        b /= both**2 * (both**2 - 1)
-    a[0] = alpha / (alpha + beta)
-    if len(k) > 1:  # where the general formula is 0/0 for α + β = 1
-        b[1] = alpha * beta / ((alpha + beta) ** 2 * (alpha + beta + 1))
-    return a, b
+    total = alpha + beta
+    # k = 0 and 1 apart: the general formulas are 0/0 there for some shapes
+    high, higher = k + 2 * (k == 0), k + 2 * (k < 2)
+    both = 2 * high + total - 2
+    a = 0.5 * (1 + (alpha - beta) * (total - 2) / (both * (both + 2)))
+    a = (k > 0) * a + (k == 0) * (alpha / total)
+    both = 2 * higher + total - 2
+    b = higher * (higher + alpha - 1) * (higher + beta - 1) * (higher + total - 2)
+    b = b / (both**2 * (both**2 - 1))
+    return a, (k > 1) * b + (k == 1) * (alpha * beta / (total**2 * (total + 1)))
 
 
-_RECURRENCES: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
+# degrees k and shape parameters, NumPy's arrays or tensors, to a_k and b_k²
+RECURRENCES: dict[str, Callable[..., tuple[Array, Array]]] = {
     "legendre": _legendre,
     "hermite": _hermite,
     "laguerre": _laguerre,

@@ -142,8 +142,12 @@ class Solved:
         dtype: torch.dtype,
         tolerance: Tolerance,
         stacklevel: int,
+        reads: bool = True,
     ) -> Estimate:
-        """In the caller's shape and precision; flagged where a tolerance asked for is missed."""
+        """In the caller's shape and precision; flagged where a tolerance asked for is missed.
+
+        Warned of where a flag stands, unless nothing may be read from the device.
+        """
         shape = (*batch, *self.value.shape[1:])
         kind = dtype.to_complex() if self.value.is_complex() else dtype
         error = self.error
@@ -166,7 +170,7 @@ class Solved:
             self.num_evals.reshape(batch),
             self.method,
         )
-        if not result.ok:
+        if reads and not result.ok:
             advice = f"{result!r}: {result.flags.advice}"
             warnings.warn(advice, EstimateWarning, stacklevel=stacklevel + 1)
         return result
@@ -181,8 +185,9 @@ def problem(
     event_dim: int,
     breaks: Tensor | Sequence[float] | None,
     dtype: torch.dtype | None,
+    reads: bool = True,
 ) -> Problem:
-    """Check and flatten what the caller gave.
+    """Check and flatten what the caller gave; limits only where they may be read.
 
     Raises:
         TypeError: If a limit or the function is not one.
@@ -197,7 +202,7 @@ def problem(
     device = common_device({"lower": lower, "upper": upper, "breaks": breaks}, args)
     evaluated = dtype or common_dtype((lower, upper, *args))
     lo, hi = torch.broadcast_tensors(
-        _limit("lower", lower, device), _limit("upper", upper, device)
+        _limit("lower", lower, device, reads), _limit("upper", upper, device, reads)
     )
     batch = _batch(lo, event_dim)
     flat = tuple(flattened(i, a, batch) for i, a in enumerate(args))
@@ -236,11 +241,11 @@ def common_device(named: dict[str, Any], args: tuple[Any, ...]) -> torch.device:
     return next(iter(devices.values()), torch.device("cpu"))
 
 
-def _limit(name: str, given: Limit, device: torch.device) -> Float[Tensor, " ..."]:
+def _limit(name: str, given: Limit, device: torch.device, reads: bool) -> Float[Tensor, " ..."]:
     if isinstance(given, complex) or (torch.is_tensor(given) and given.is_complex()):
         raise TypeError(f"`{name}` must be real; integrate a complex function along a real path.")
     limit = as_double(given, device)
-    if bool(limit.isnan().any()):
+    if reads and bool(limit.isnan().any()):
         raise ValueError(f"`{name}` must not be NaN, got {given!r}.")
     return limit
 
