@@ -30,7 +30,7 @@ _DROP = 45.0  # e^−45 = 3e-20
 _EDGES = (3.0, 30.0)  # beyond 3 units every such density is nearly, beyond 30 purely exponential
 _POINTS = 32
 _HALVINGS = 12  # of the range of the logarithm of the reach, to 2 per cent
-TINY, _HUGE = 1e-300, 1e300
+TINY, _HUGE, _SQUARABLE = 1e-300, 1e300, 1e100
 _DENORMAL = 1e-280  # results below it may come of denormal numbers
 _SHIFT = 10
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
@@ -93,9 +93,11 @@ def half_student(df: Tensor, t: Tensor) -> Tensor:
     r = t / df.sqrt()
     w, v = 1 / (1 + r.square()), 1 / (1 + r.pow(-2))
     value = 0.5 * _incomplete_beta(0.5 * df, torch.full_like(df, 0.5), w, v)
+    if not asked(torch.any, r > _SQUARABLE):
+        return value
     # the leading power where r² overflows: r^−ν / (ν B(ν/2, 1/2))
     power = (-df * r.log() - df.log() - log_beta(0.5 * df, torch.full_like(df, 0.5))).exp()
-    return torch.where(r > 1e100, power, value)
+    return torch.where(r > _SQUARABLE, power, value)
 
 
 def log_student(df: Tensor, t: Tensor) -> Tensor:

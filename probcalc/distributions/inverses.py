@@ -21,7 +21,8 @@ from probcalc.distributions.special import asked, special, tracked
 
 _STEPS = 2
 _DEEP = 1e-200
-_CLOSE, _MOST_STEPS = 1e-14, 50
+_RARE, _CLOSE = 1e-15, 1e-9
+_EPS, _MOST_STEPS = 1e-14, 50
 _LEAST = 1e-290  # below it SciPy's inverse of the incomplete beta function is cut off
 
 
@@ -90,11 +91,12 @@ def student_level(df: Float[Tensor, "*df"], p: Float[Tensor, "*p"]) -> Float[Ten
     df0, p0 = df.detach(), p.detach()
     q = torch.minimum(p0, 1 - p0)
     half = torch.full_like(df0, 0.5)
-    w, v = _beta_ends(0.5 * df0, half, 2 * q)
-    # where w is below all numbers, the leading power: P(T > t) = w^(ν/2) / (ν B(ν/2, 1/2))
-    log_w = (q.log() + df0.log() + incomplete.log_beta(0.5 * df0, half)) * 2 / df0
-    log_w = torch.where(w > _LEAST, w.clamp(min=_LEAST).log(), log_w)
-    t = (df0 * v).sqrt() * (-0.5 * log_w).exp()
+    w, v = _student_ends(0.5 * df0, half, 2 * q)
+    t = (df0 * v / w).sqrt()
+    if asked(torch.any, w < _LEAST):
+        # where w is below all numbers, the leading power: P(T > t) = w^(ν/2) / (ν B(ν/2, 1/2))
+        log_w = (q.log() + df0.log() + incomplete.log_beta(0.5 * df0, half)) * 2 / df0
+        t = torch.where(w < _LEAST, df0.sqrt() * (-0.5 * log_w).exp(), t)
     t = torch.where(p0 <= 0.5, t, -t)
     if not tracked(df, p):
         return t
@@ -107,18 +109,54 @@ def student_level(df: Float[Tensor, "*df"], p: Float[Tensor, "*p"]) -> Float[Ten
     )
 
 
+def _student_ends(a: Tensor, half: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    """As _beta_ends, but of two that may do solving for 1 − x first, mostly the smaller here."""
+    a, half, p = torch.broadcast_tensors(a, half, p)
+    y = special("betainccinv", half, a, p)
+    rest = (y > 0.5) | y.isnan() | (p < _RARE)
+    if not asked(torch.any, ~rest):
+        return _beta_ends(a, half, p)
+    if not asked(torch.any, rest):
+        return 1 - y, y
+    w, v = _beta_ends(a[rest], half[rest], p[rest])
+    return (1 - y).masked_scatter(rest, w), y.masked_scatter(rest, v)
+
+
 def _beta_ends(a: Tensor, b: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """Both x and 1 − x as numbers: the small one is solved for, where SciPy can."""
+    """Both x and 1 − x as numbers with P(X ≤ x) = p: the smaller one is solved for."""
     a, b, p = torch.broadcast_tensors(a, b, p)
     x = special("betaincinv", a, b, p)
-    y = special("betainccinv", b, a, p)
-    y = torch.where((x <= 0.5) | y.isnan(), 1 - x, y)
-    x = torch.where(y < 0.5, 1 - y, x)
-    deep = (p > 0) & ((p < _DEEP) | x.isnan())
+    x = _where((p > 0) & (p < _RARE) & (x > 0), _polished, x, a, b, p, x)
+    y = _complement(a, b, p, x)
+    deep = (p > 0) & ((p < _DEEP) | (x < _LEAST) | x.isnan())
     if not asked(torch.any, deep):
-        return x, y
+        return torch.where(y < 0.5, 1 - y, x), y
     u = _deep_logit(a[deep], b[deep], p[deep])
-    return x.masked_scatter(deep, torch.sigmoid(u)), y.masked_scatter(deep, torch.sigmoid(-u))
+    x, y = x.masked_scatter(deep, torch.sigmoid(u)), y.masked_scatter(deep, torch.sigmoid(-u))
+    return torch.where(y < 0.5, 1 - y, x), y
+
+
+def _complement(a: Tensor, b: Tensor, p: Tensor, x: Tensor) -> Tensor:
+    """1 − x, solved for where it is the smaller."""
+    y = _where(x > 0.5, lambda a, b, p: special("betainccinv", b, a, p), 1 - x, a, b, p)
+    return torch.where(y.isnan(), 1 - x, y)
+
+
+def _where(mask: Tensor, function: Callable[..., Tensor], other: Tensor, *args: Tensor) -> Tensor:
+    """As torch.where, with the function computed where it is needed only."""
+    if not asked(torch.any, ~mask):
+        return torch.where(mask, function(*args), other)
+    if not asked(torch.any, mask):
+        return other
+    return other.masked_scatter(mask, function(*(t[mask] for t in args)))
+
+
+def _polished(a: Tensor, b: Tensor, p: Tensor, x: Tensor) -> Tensor:
+    """One Newton step on the logarithms: SciPy's inverse of rare p is good to 1e-9 of p only."""
+    size = special("betainc", a, b, x)
+    density = (a - 1) * x.log() + (b - 1) * torch.log1p(-x) - incomplete.log_beta(a, b)
+    step = (size.log() - p.log()) * (size.log() - density).exp()
+    return torch.where(step.abs() < _CLOSE * x, x - step, x)
 
 
 def _deep_logit(a: Tensor, b: Tensor, p: Tensor) -> Tensor:
@@ -132,6 +170,6 @@ def _deep_logit(a: Tensor, b: Tensor, p: Tensor) -> Tensor:
         log_f = incomplete.log_beta_sum(a, b, u, torch.full_like(u, -1.0))
         step = (p.log() - log_f) * (log_f - incomplete.log_logit_density(a, b, u)).exp()
         u = u + step
-        if bool((step.abs() <= _CLOSE * u.abs()).all()):
+        if bool((step.abs() <= _EPS * u.abs()).all()):
             break
     return u

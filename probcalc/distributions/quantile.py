@@ -16,7 +16,7 @@ from torch import distributions as td
 
 from probcalc.distributions.cdf import cdf, falls, on_sides
 from probcalc.distributions.counts import first_beyond
-from probcalc.distributions.elementary import logistic_level
+from probcalc.distributions.elementary import logistic_level, normal_level
 from probcalc.distributions.families import (
     HasTails,
     counted,
@@ -91,16 +91,18 @@ def _within(dist: td.Distribution, p: Tensor, upper: bool, level: object) -> Ten
 def _of_counts(dist: td.Distribution, p: Tensor, upper: bool) -> Tensor:
     with torch.no_grad():
         support = support_of(dist)
-        mean = _centre(dist, support.lower)
+        start = _guess(dist, support.lower, p.detach(), upper)
         shape = torch.broadcast_shapes(p.shape, dist.batch_shape)
-        lower, last, start = (t.expand(shape) for t in (support.lower, support.upper, mean))
+        lower, last, start = (t.expand(shape) for t in (support.lower, support.upper, start))
         return searched(dist, p.detach(), upper, lower, last, start)
 
 
-def _centre(dist: td.Distribution, lower: Tensor) -> Tensor:
+def _guess(dist: td.Distribution, lower: Tensor, p: Tensor, upper: bool) -> Tensor:
+    """The quantile of a normal distribution of the same mean and variance."""
     if isinstance(dist, td.Categorical):
         return lower
-    return dist.mean.detach().double().nan_to_num(0.0, 0.0, 0.0)
+    guess = dist.mean.double() + dist.stddev.double() * normal_level(p, upper)
+    return guess.nan_to_num(0.0, 0.0, 0.0)
 
 
 def searched(
