@@ -102,7 +102,12 @@ def half_student(df: Tensor, t: Tensor) -> Tensor:
 
 def log_student(df: Tensor, t: Tensor) -> Tensor:
     """Log density of Student's distribution."""
-    return _student_norm(df) - 0.5 * (df + 1) * torch.log1p(t.square() / df)
+    r = t / df.sqrt()
+    near = r.detach().abs() < 1
+    one = torch.ones_like(r)
+    log_near = torch.log1p(torch.where(near, r, one).square())
+    log_far = 2 * torch.hypot(torch.where(near, one, r), one).log()  # squares would overflow
+    return _student_norm(df) - 0.5 * (df + 1) * torch.where(near, log_near, log_far)
 
 
 def log_gamma(a: Tensor) -> Tensor:

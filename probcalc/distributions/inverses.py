@@ -39,13 +39,16 @@ def implied(
     known = x0.isfinite() & (size > 0) & (level > 0)
     size, level = torch.where(known, size, 1.0), torch.where(known, level, 1.0)
     log_p = torch.where(known, (p / level), 1.0).log()
-    root = x0
+    sign = 1.0 if upper else -1.0
+    log_f = torch.where(known, log_density(x0), 0.0).detach()
+    unit = (size.log() - log_f).exp()  # F/F', in which steps have no size that could overflow
+    steps = torch.zeros_like(unit)
     for _ in range(_STEPS):
+        root = x0 + unit * steps
         ratio = torch.where(known, tail(root) / size, 1.0)  # one, with derivatives
-        mills = (size.log() - torch.where(known, log_density(root), 0.0)).exp() * ratio
-        step = (ratio.log() - log_p) * mills
-        root = root + step if upper else root - step
-    return torch.where(known, x0 + (root - root.detach()), x0)
+        growth = (log_f - torch.where(known, log_density(root), 0.0)).exp() * ratio
+        steps = steps + sign * (ratio.log() - log_p) * growth
+    return torch.where(known, x0 + unit * (steps - steps.detach()), x0)
 
 
 def gamma_level(

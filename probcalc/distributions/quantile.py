@@ -45,7 +45,8 @@ def quantile(
 
     Returns:
         Quantiles in float64; those of continuous distributions are differentiable in p and the
-        parameters, those of counts are numbers.
+        parameters, those of counts are numbers. Second derivatives of heavy-tailed families
+        overflow where p is below about 1e-130.
 
     Raises:
         NotImplementedError: If the family is unknown, or a transform is not monotone.
