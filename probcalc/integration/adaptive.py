@@ -18,11 +18,13 @@ import torch
 from jaxtyping import Bool, Float, Inexact, Int, Num
 from torch import Tensor
 
+from probcalc.integration.edges import probed
 from probcalc.integration.extrapolation import levin_limit
 from probcalc.integration.measure import Measure, Sums, grouped
 from probcalc.integration.needles import with_needles
 from probcalc.integration.panels import (
     ATTENTION,
+    ATTENTION_OF_ALL,
     CHILDREN,
     SHELLS,
     START,
@@ -40,6 +42,7 @@ _SMALL_NOISE = 1e-5  # of the integral of |f|: more is not rounding but a pole c
 _SHARE = 0.5  # of the tolerance, for the panels that are left as they are
 _LATER = 1e-2  # of the present error, for panels whose turn has not come
 _FEWEST_SHELLS = 8  # before they are extrapolated
+_SHELLS_OF_A_POLE = 28  # that are opened to judge it
 _MOST_SHELLS = 64
 _STILL = 1e-5  # loss from shell to shell below which their sum diverges
 _NARROW = 8.0 * _EPS  # a panel of this width, relative to its place, is not cut
@@ -49,6 +52,11 @@ _GROWING = 0.85  # ratio of successive refinements' integrals of |f| above which
 _MOSTLY = 0.1  # share of the integral of |f| in panels too narrow to cut, which is suspicious
 _LOCAL = 1e-2  # share of the domain being refined, above which a slow decay proves nothing
 _CONSISTENT = 0.3  # of the geometric series' rest, below which an extrapolated one is refused
+_MOST_REST = 30.0  # of the geometric series' rest, above which an extrapolated one is refused
+_CANCELLED = 0.05  # of the integral of |f| over a shell: less is a wave within the shell
+_HARMONIC_FROM = 12  # shells, from which a harmonic series is told from a geometric one
+_HARMONIC = 1.1  # exponent p of terms k^-p up to which their sum is called divergent
+_SLOWING = 1.4  # of the relative fall from one half of the shells to the other
 _MEMORY = 4  # shells over which ratios are taken, and refinements that are too recent
 _TRAIL = 20  # refinements that are remembered
 _FEWEST_STEPS = 6  # of these, from which their decay is known
@@ -92,6 +100,7 @@ class Work:
     sums: Sums
     spent: Int[Tensor, " a"]
     trail: Float[Tensor, "a m"]  # log integral of |f| over what each local refinement refined
+    poles: Bool[Tensor, " a"]  # whether there seems to be one at an end
     shells: int  # most that an end may have by now
 
     def only(self, kept: Bool[Tensor, " a"]) -> Work:
@@ -99,8 +108,8 @@ class Work:
         leaf = kept[self.row]
         row = (kept.cumsum(0) - 1)[self.row[leaf]]
         panels, sums = self.panels[leaf], self.sums[leaf]
-        kept_rows = self.ids[kept], panels, row, sums, self.spent[kept], self.trail[kept]
-        return Work(*kept_rows, self.shells)
+        rows = self.spent[kept], self.trail[kept], self.poles[kept]
+        return Work(self.ids[kept], panels, row, sums, *rows, self.shells)
 
     def total(self, sums: Sums) -> Sums:
         """Of the panels of each row."""
@@ -147,10 +156,16 @@ def adaptive(measure: Measure, num_elements: int, goal: Goal) -> Swept:
     coarse = gauss_kronrod(device, _CHECKS)
     per_end = START if len(measure.ends.elem) <= _MANY * num_elements else 1
     panels = first_panels(measure.ends, per_end)
-    rule = gauss_kronrod(device, max(ATTENTION // max(len(panels.lo), 1), _CHECKS))
-    first = measure(panels, rule)
+    each = min(ATTENTION * num_elements, ATTENTION_OF_ALL) // max(len(panels.lo), 1)
+    rule = gauss_kronrod(device, max(each, _CHECKS))
+    first, num_ends = measure(panels, rule), len(measure.ends.elem)
+    first_ends = measure.ends.elem[panels.end]
     measure, panels, sums = with_needles(measure, panels, first, num_elements, coarse)
-    work = _started(panels, sums, measure.ends, num_elements, len(rule.nodes))
+    sums, poles = probed(measure, panels, sums, num_elements)
+    spent = _count(first_ends, num_elements) * len(rule.nodes)
+    fresh = panels.end >= num_ends
+    spent = spent + _count(measure.ends.elem[panels.end[fresh]], num_elements) * len(coarse.nodes)
+    work = _started(panels, sums, measure.ends, spent, poles)
     closed: list[Swept] = []
     while True:
         work, chosen = _swept(work, measure.ends, goal, closed, len(coarse.nodes))
@@ -160,14 +175,18 @@ def adaptive(measure: Measure, num_elements: int, goal: Goal) -> Swept:
         work = _grown(work, chosen, fresh, measure(fresh, coarse).sums, measure.ends, coarse)
 
 
-def _started(panels: Panels, sums: Sums, ends: Ends, num_elements: int, num_nodes: int) -> Work:
+def _count(elem: Int[Tensor, " k"], num_elements: int) -> Int[Tensor, " b"]:
+    return torch.bincount(elem, minlength=num_elements)
+
+
+def _started(
+    panels: Panels, sums: Sums, ends: Ends, spent: Int[Tensor, " b"], poles: Bool[Tensor, " b"]
+) -> Work:
     row = ends.elem[panels.end]
-    spent = torch.bincount(row, minlength=num_elements) * num_nodes
-    trail = sums.size.new_full((num_elements, _TRAIL), math.nan)
-    ids = torch.arange(num_elements, device=row.device)
-    return Work(
-        ids, panels, row, sums, spent, trail, int(panels.shell.max()) + 1 if len(row) else 0
-    )
+    trail = sums.size.new_full((len(spent), _TRAIL), math.nan)
+    ids = torch.arange(len(spent), device=row.device)
+    shells = int(panels.shell.max()) + 1 if len(row) else 0
+    return Work(ids, panels, row, sums, spent, trail, poles, shells)
 
 
 def _swept(
@@ -177,13 +196,16 @@ def _swept(
     sums, endless = with_limits(work)
     total = work.total(sums)
     tolerance = goal.tolerance(total)
-    met = (total.error <= tolerance).all(dim=1)
-    if bool(met.all()):  # the common case ends here
+    # what seems to have a pole at an end has to open it, however small the residue
+    unsure = work.poles & (work.shells < _SHELLS_OF_A_POLE)
+    met = (total.error <= tolerance).all(dim=1) & ~unsure
+    if bool((met & ~work.poles).all()):  # the common case ends here
         closed.append(_closed(work, total, torch.zeros_like(work.ids), met, ends))
         return work.only(~met), met[:0]
     count = work.sum_rows(torch.ones_like(work.panels.lo))[:, None]
     share = torch.maximum(_SHARE * tolerance, _LATER * total.error) / count
     wanted = (sums.error > share[work.row]).any(dim=1) & ~met[work.row]
+    wanted |= unsure[work.row] & work.panels.touching
     divisible = _divisible(work.panels, ends)
     chosen = wanted & divisible
     cost = work.sum_rows(chosen.long()) * (CHILDREN * num_nodes)
@@ -195,8 +217,10 @@ def _swept(
         hidden = _UNSEEN * narrow / (1 - decay.clamp(max=_GROWING))[:, None]
         total = replace(total, error=total.error + hidden)
         mostly = (hidden > _MOSTLY * total.size).any(dim=1)
-        diverging = (decay > _GROWING) | mostly | (work.sum_rows(endless.long()) > 0)
-        status = torch.where(diverging & ~met, Status.DIVERGENT, Status.OK)
+        ends_diverge = work.sum_rows(endless.long()) > 0
+        diverging = ((decay > _GROWING) | mostly | ends_diverge) & ~met
+        diverging |= ends_diverge & work.poles
+        status = torch.where(diverging, Status.DIVERGENT, Status.OK)
         closed.append(_closed(work, total, status, stop, ends))
         chosen = chosen[~stop[work.row]]
         work = work.only(~stop)
@@ -254,20 +278,61 @@ def _limits_of(
         for t in shells.columns
     )
     limit, limit_error = levin_limit(terms, error + noise)
-    last, before = terms[-1].abs(), terms[-1 - _MEMORY].abs()
-    loss = 1 - _MEMORY * _STILL
-    falling = last < before * loss
-    still = ~falling & (size[-1] > 0) & (size[-1] >= size[-1 - _MEMORY] * loss)
-    rest = limit - terms.sum(dim=0)
-    # terms that have hardly begun to fall fool the transform: a geometric series knows better
-    ratio = (last / before.clamp(min=_TINY)).clamp(max=loss) ** (1 / _MEMORY)
-    trusted = falling & (rest.abs() >= _CONSISTENT * last * ratio / (1 - ratio))
+    beyond = work.sums.size[at].reshape(-1)
+    rest, trusted, still = _judged(terms, size, limit - terms.sum(dim=0), beyond)
     rest, rest_error = rest.view(-1, o), torch.where(trusted, limit_error, math.inf).view(-1, o)
     better = rest_error < sums.error[at]
     value = sums.value.index_put((at,), torch.where(better, rest, sums.value[at]))
     error = sums.error.index_put((at,), torch.where(better, rest_error, sums.error[at]))
     endless = endless.index_put((at,), still.view(-1, o).any(dim=1))
     return replace(sums, value=value, error=error), endless
+
+
+def _judged(
+    terms: Inexact[Tensor, "n p"],
+    size: Float[Tensor, "n p"],
+    rest: Inexact[Tensor, " p"],
+    beyond: Float[Tensor, " p"],
+) -> tuple[Inexact[Tensor, " p"], Bool[Tensor, " p"], Bool[Tensor, " p"]]:
+    """Whether an extrapolated rest of shells can be true, and whether there is a finite one.
+
+    Terms of one sign leave a rest of that sign, about as large as a geometric series would, and
+    not much less than what the points beyond the last shell show. A sum diverges if shells do not
+    get smaller, or hardly faster than 1/k.
+    """
+    last, before = terms[-1].abs(), terms[-1 - _MEMORY].abs()
+    loss = 1 - _MEMORY * _STILL
+    falling = last < before * loss
+    flat = (size[-1] > 0) & (size[-1] >= size[-1 - _MEMORY] * loss)
+    # waves that cancel within a shell may converge, waves of shells do not
+    wavy = terms[-_MEMORY:].abs().amax(dim=0) > _CANCELLED * size[-1]
+    ratio = (last / before.clamp(min=_TINY)).clamp(max=loss) ** (1 / _MEMORY)
+    geometric = last * ratio / (1 - ratio)
+    one_sign = terms.abs().sum(dim=0) <= terms.sum(dim=0).abs() * (1 + _STILL)
+    sign = terms[-1] / last.clamp(min=_TINY)
+    along = (rest * sign.conj()).real
+    consistent = torch.where(
+        one_sign,
+        (along >= _CONSISTENT * geometric)
+        & (along <= _MOST_REST * geometric)
+        & (beyond <= _MOST_REST * along),
+        rest.abs() >= _CONSISTENT * geometric,
+    )
+    endless = (flat & (~falling | wavy)) | (one_sign & _harmonic(size))
+    return rest, falling & consistent & ~endless, endless
+
+
+def _harmonic(size: Float[Tensor, "n p"]) -> Bool[Tensor, " p"]:
+    """Whether terms fall like k^−p with p hardly above 1, rather than geometrically."""
+    n = len(size)
+    if n < _HARMONIC_FROM:
+        return torch.zeros_like(size[0], dtype=torch.bool)
+
+    def fall(k: int) -> Tensor:
+        return 1 - (size[k] / size[k - _MEMORY].clamp(min=_TINY)) ** (1 / _MEMORY)
+
+    late, early = fall(n - 1), fall(n // 2)
+    return (late > 0) & (early > _SLOWING * late) & (late * n < _HARMONIC)
 
 
 def _divisible(panels: Panels, ends: Ends) -> Bool[Tensor, " k"]:
@@ -325,6 +390,7 @@ def _collected(closed: list[Swept], ends: Ends) -> Swept:
         Sums.joined([w.sums for w in works]),
         torch.cat([w.spent for w in works])[order],
         torch.cat([w.trail for w in works])[order],
+        torch.cat([w.poles for w in works])[order],
         max(w.shells for w in works),
     )
     total = Sums.joined([c.sums for c in closed])[order]

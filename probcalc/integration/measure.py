@@ -22,8 +22,14 @@ _EPS = torch.finfo(torch.float64).eps
 _TINY = torch.finfo(torch.float64).tiny
 FAINT = 1e-250  # integrals of |f| this small are far tails, or nothing
 _REGION = 3  # bad points in one panel that are not isolated
-_FEW = 0.1  # share of all misses that one check of a needle has
 _RESOLVED = 1e-3  # relative error by the rule's own account, below which a miss is a needle
+_APART = 0.2  # of the integral of |f|: by so much a rule fed by one point is off
+_FEW = 0.02  # share of all bends that one point of a needle has
+_SHARP = 0.02  # of the panel's variation, that it bends at least
+_MOST_NEEDLES = 8  # in a panel: more are no needles
+_AT_END = 0.1  # share of a panel that belongs to its end
+_NEAR_EDGE = 0.02  # share of a panel next to an edge, where its parts will look closely
+_MANY_POINTS = 60  # in a panel, among which few can be told
 
 # values(x, elem): points (n, k) of the elements (k) to (n, k, o)
 Values = Callable[[Tensor, Tensor], Tensor]
@@ -78,7 +84,6 @@ class Applied:
         error: Its estimated error.
         size: Integral of |f|.
         spread: Integral of |f − mean|.
-        missed: Distance of each check from the interpolant.
         hidden: Where the rule alone would see nothing of what the checks see.
     """
 
@@ -86,7 +91,6 @@ class Applied:
     error: Float[Tensor, " c"]
     size: Float[Tensor, " c"]
     spread: Float[Tensor, " c"]
-    missed: Float[Tensor, "m c"]
     hidden: Bool[Tensor, " c"]
 
 
@@ -106,7 +110,7 @@ def applied(rule: PanelRule, f: Inexact[Tensor, "n c"]) -> Applied:
     own = (200.0 * difference.abs() / unit) ** 1.5
     share = own.maximum(10.0 * (mean_missed / unit).square()).clamp(max=1.0)
     hidden = (own < _RESOLVED) & (share > own)
-    return Applied(value, spread.maximum(mean_missed) * share, size, spread, missed, hidden)
+    return Applied(value, spread.maximum(mean_missed) * share, size, spread, hidden)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,11 +119,11 @@ class Measured:
 
     Args:
         sums: Of every panel.
-        needle: Place u of a check far off the interpolant; NaN where there is none.
+        needles: Places u where a few points stand out from their neighbours; NaN for none.
     """
 
     sums: Sums
-    needle: Float[Tensor, " k"]
+    needles: Float[Tensor, "k m"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +150,7 @@ class Measure:
         starts = torch.arange(k, device=panels.lo.device).split(together)
         parts = [self._measured(panels[i], rule) for i in starts]
         sums = Sums.joined([part.sums for part in parts])
-        return Measured(sums, torch.cat([part.needle for part in parts]))
+        return Measured(sums, torch.cat([part.needles for part in parts]))
 
     def at(self, u: Float[Tensor, "n k"], panels: Panels) -> tuple[Tensor, Tensor]:
         """Points x, and the integrand there per unit of the panel."""
@@ -169,7 +173,7 @@ class Measure:
             error = torch.where(num_bad > 0, math.inf, of.error)
             noise = torch.where(num_bad >= _REGION, math.inf, noise)
         sums = Sums(*(t.view(k, o) for t in (of.value, error, of.size, noise)))
-        return Measured(sums, _needle(of, u, k))
+        return Measured(sums, _needles(rule, f.reshape(n, k * o), of, u, panels.touching))
 
     def _blur(self, middle: Tensor, panels: Panels, o: int) -> Float[Tensor, " ko"]:
         """Rounding of x relative to the panel: it matters next to an end other than zero."""
@@ -178,7 +182,7 @@ class Measure:
         place = middle.abs() / width
         if ends.some_infinite:
             place = torch.where(ends.infinite[panels.end], 1.0, place)
-        return (_EPS * place)[:, None].expand(-1, o).reshape(-1)
+        return (self.rounding * place)[:, None].expand(-1, o).reshape(-1)
 
     def _finite(self, f: Tensor, u: Tensor, panels: Panels) -> tuple[Tensor, Tensor | None]:
         """Values, and how many are not finite, which become zero.
@@ -197,17 +201,43 @@ class Measure:
         return torch.where(good, f, 0.0), (~good).sum(dim=0).flatten()
 
 
-def _needle(of: Applied, u: Float[Tensor, "n k"], k: int) -> Float[Tensor, " k"]:
-    missed = of.missed
-    m = len(missed)
-    none = torch.full_like(u[0], math.nan)
-    if m < 4 / _FEW or not bool(of.hidden.any()):
+def _needles(
+    rule: PanelRule,
+    f: Inexact[Tensor, "n c"],
+    of: Applied,
+    u: Float[Tensor, "n k"],
+    touching: Bool[Tensor, " k"],
+) -> Float[Tensor, "k m"]:
+    """Places where a panel is rough that is smooth elsewhere; NaN where there are none.
+
+    Points whose distance from the line between their neighbours is a fair share of all such
+    distances, and no small one next to the panel's variation: needles, jumps, poles. Only where
+    the rule misses them, or lives by one of them, as the sum over all points shows.
+    """
+    n, k = u.shape
+    none = u.new_full((k, 1), math.nan)
+    if n < _MANY_POINTS or not k:
         return none
-    most, where = missed.max(dim=0)
-    sharp = (of.hidden & (most > _FEW * missed.sum(dim=0))).view(k, -1)
-    column = (sharp * most.view(k, -1)).argmax(dim=1, keepdim=True)
-    place = u[-m:].gather(0, where.view(k, -1).gather(1, column).mT)[0]
-    return torch.where(sharp.any(dim=1), place, none)
+    f = f[rule.order]
+    line = torch.lerp(f[:-2], f[2:], rule.between.to(f.dtype)[:, None])
+    bend = (f[1:-1] - line).abs()
+    sharp = (bend > _FEW * bend.sum(dim=0)) & (bend > _SHARP * of.spread)
+    x = rule.nodes[rule.order]
+    share = torch.cat([x[1:2] + x[:1], x[2:] - x[:-2], 2 - x[-1:] - x[-2:-1]]) / 2
+    fair = share.to(f.dtype) @ f
+    sharp &= of.hidden | ((of.value - fair).abs() > _APART * (share @ f.abs()))
+    # what is rough at an end is left to its shells
+    t = rule.nodes[rule.order[1:-1], None]
+    inside = (t > torch.where(touching, _AT_END, _NEAR_EDGE)) & (t < 1 - _NEAR_EDGE)
+    sharp = sharp.view(n - 2, k, -1).any(dim=2) & inside
+    count = sharp.sum(dim=0)
+    few = (count > 0) & (count <= _MOST_NEEDLES)
+    if not bool(few.any()):
+        return none
+    height = torch.where(sharp & few, bend.view(n - 2, k, -1).amax(dim=2), 0.0)
+    top, where = height.topk(_MOST_NEEDLES, dim=0)
+    place = u[rule.order[1:-1]].gather(0, where)
+    return torch.where(top > 0, place, math.nan).mT
 
 
 def grouped(rows: Num[Tensor, " k *o"], group: Int[Tensor, " k"], num: int) -> Tensor:

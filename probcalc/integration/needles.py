@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Inexact, Int
 from torch import Tensor
 
 from probcalc.integration.measure import FAINT, Measure, Measured, Sums, grouped
@@ -21,21 +21,23 @@ _OPENINGS = 3  # of an end at a needle before anything is judged
 _SEARCHED = 2**12  # points of each of two grids in a panel of an element that is zero so far
 _MOST_SEARCHED = 2**21  # points over all elements
 _CLOSEST = 1e-12  # to an end, of the geometric grid
+_MOST_PEAKS = 4  # in a panel
+_FAIR = 1e-6  # of the highest peak, below which one is none
 
 
 def with_needles(
     measure: Measure, panels: Panels, first: Measured, num_elements: int, rule: PanelRule
 ) -> tuple[Measure, Panels, Sums]:
     """Panels after the first look, those with a needle cut there and measured anew."""
-    needle = first.needle
+    needles = first.needles
     size = grouped(first.sums.size, measure.ends.elem[panels.end], num_elements)
     empty = size.amax(dim=1) < FAINT
     if len(panels.lo) and bool(empty.any()):
-        needle = _searched(measure, panels, needle, empty)
-    found = ~needle.isnan()
+        needles = _searched(measure, panels, needles, empty)
+    found = ~needles.isnan().all(dim=1)
     if not bool(found.any()):
         return measure, panels, first.sums
-    edges = _edges(measure, panels[found], needle[found])
+    edges = _edges(measure, panels[found], needles[found])
     ends = ends_of(edges)
     fresh = first_panels(ends, START)
     for _ in range(_OPENINGS):
@@ -50,25 +52,34 @@ def with_needles(
 
 
 def _searched(
-    measure: Measure, panels: Panels, needle: Float[Tensor, " k"], empty: Bool[Tensor, " b"]
-) -> Float[Tensor, " k"]:
-    """The largest value of elements that were zero at every node."""
+    measure: Measure, panels: Panels, needles: Float[Tensor, "k m"], empty: Bool[Tensor, " b"]
+) -> Float[Tensor, "k l"]:
+    """The largest values of elements that were zero at every node."""
     mine = empty[measure.ends.elem[panels.end]].nonzero()[:, 0]
+    if not len(mine):
+        return needles
     some = panels[mine]
     many = min(_SEARCHED, max(1, _MOST_SEARCHED // (2 * len(mine))))
-    step = torch.arange(many, dtype=torch.float64, device=needle.device)
-    grid = torch.cat([(step + 0.5) / many, _CLOSEST ** ((step + 0.5) / many)])[:, None]
-    u = torch.addcmul(some.lo, some.hi - some.lo, grid)
+    step = torch.arange(many, dtype=torch.float64, device=needles.device)
+    grid = torch.cat([(step + 0.5) / many, _CLOSEST ** ((step + 0.5) / many)]).sort().values
+    u = torch.addcmul(some.lo, some.hi - some.lo, grid[:, None])
     parts = torch.arange(len(mine), device=mine.device).split(max(1, measure.points // len(u)))
-    peaks = [
-        measure.at(u[:, i], some[i])[1].abs().nan_to_num(nan=0.0).amax(dim=2).max(dim=0)
-        for i in parts
-    ]
-    height = torch.cat([peak.values for peak in peaks])
-    place = u.gather(0, torch.cat([peak.indices for peak in peaks])[None])[0]
-    best = grouped_max(height, measure.ends.elem[some.end], len(empty))
-    top = (height > 0) & (height == best[measure.ends.elem[some.end]])
-    return needle.index_put((mine,), torch.where(top, place, math.nan))
+    peaks = [_peaks(measure.at(u[:, i], some[i])[1]) for i in parts]
+    height = torch.cat([height for height, _ in peaks], dim=1)
+    place = u.gather(0, torch.cat([where for _, where in peaks], dim=1))
+    best = grouped_max(height[0], measure.ends.elem[some.end], len(empty))
+    top = (height > 0) & (height > _FAIR * best[measure.ends.elem[some.end]])
+    found = torch.full((len(needles), len(height)), math.nan, dtype=u.dtype, device=u.device)
+    found = found.index_put((mine,), torch.where(top, place, math.nan).mT)
+    return torch.cat([needles, found], dim=1)
+
+
+def _peaks(f: Inexact[Tensor, "n k o"]) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
+    """The highest points that are not below their neighbours."""
+    height = f.abs().nan_to_num(nan=0.0).amax(dim=2)
+    padded = torch.nn.functional.pad(height, (0, 0, 1, 1))
+    peak = (height >= padded[:-2]) & (height > padded[2:])
+    return torch.where(peak, height, 0.0).topk(min(_MOST_PEAKS, len(f)), dim=0)
 
 
 def grouped_max(
@@ -78,7 +89,11 @@ def grouped_max(
     return height.new_zeros(num).scatter_reduce(0, group, height, "amax")
 
 
-def _edges(measure: Measure, panels: Panels, needle: Float[Tensor, " k"]) -> Float[Tensor, "k 3"]:
-    u = torch.stack([panels.lo, needle, panels.hi])
+def _edges(
+    measure: Measure, panels: Panels, needles: Float[Tensor, "k m"]
+) -> Float[Tensor, "k s"]:
+    """Ends of the panels and the needles in them, ascending."""
+    inner = torch.where(needles.isnan(), panels.lo[:, None], needles)
+    u = torch.cat([panels.lo[None], inner.mT, panels.hi[None]])
     x = measure.ends.points(u, panels.end)[0]
     return x.mT.sort(dim=1).values

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 SHELL_RATIO = 4.0
-ATTENTION = 2**13  # checks that a single integral gets at first; a large batch shares them
+ATTENTION = 2**13  # checks that an integral gets at first
+ATTENTION_OF_ALL = 2**19  # that a large batch shares
 START = 4  # panels of an end at first
 SHELLS = 4  # opened at once when an end is refined
 _HALVES = 2  # panels of a shell

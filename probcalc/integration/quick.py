@@ -9,32 +9,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from probcalc.integration.edges import CLEAR, SHARE, STEADY
 from probcalc.integration.measure import FAINT, applied
 from probcalc.integration.panels import START, ends_of, first_panels
 from probcalc.integration.problem import DEFAULT_RTOL, Tolerance
-from probcalc.integration.rules import PanelRule, gauss_kronrod
+from probcalc.integration.rules import PanelRule, barycentric, gauss_kronrod
 from probcalc.result import Estimate
 
 METHOD = "adaptive Gauss–Kronrod"
 _CHECKS = 2**12  # of the interpolants, over all panels
+_APPROACH = (4e-3, 1.6e-5, 6e-8)  # to an end, relative to its panel
 _EPS = torch.finfo(torch.float64).eps
 
 
-@lru_cache
-def _layout(
-    left: bool, right: bool, device: torch.device
-) -> tuple[Float[Tensor, " pn"], Float[Tensor, "p n"], PanelRule, Float[Tensor, "k m"]]:
-    """Points of a domain of unit size, |dx/du| of its panels, the rule and its interpolant.
+@dataclass(frozen=True, eq=False)
+class _Layout:
+    """Points of a domain of unit size: [0, 1], [0, ∞), (−∞, 0] or the line.
 
-    The domain is [0, 1], [0, ∞), (−∞, 0] or the line; points come panel by panel.
+    Args:
+        points: Panel by panel, then those that approach the ends.
+        slope: |dx/du| times the panel's width.
+        rule: On every panel.
+        predict: Its interpolant.
+        ends: Panels at the ends.
+        distance: Of the approaching points, relative to the panel.
+        near_slope: Like `slope`, at these.
+        near_predict: From values at a panel's nodes to the interpolant there.
     """
+
+    points: Float[Tensor, " all"]
+    slope: Float[Tensor, "p n"]
+    rule: PanelRule
+    predict: Float[Tensor, "k m"]
+    ends: Int[Tensor, " e"]
+    distance: Float[Tensor, " q"]
+    near_slope: Float[Tensor, "e q"]
+    near_predict: Float[Tensor, "k q"]
+
+
+@lru_cache
+def _layout(left: bool, right: bool, device: torch.device) -> _Layout:
     inner = 0.0 if left or right else 1.0
     edges = [-math.inf if left else 0.0, *[0.0] * (left and right), math.inf if right else inner]
     ends = ends_of(torch.tensor([edges], dtype=torch.float64, device=device))
@@ -44,7 +66,13 @@ def _layout(
     u = torch.addcmul(panels.lo, width, rule.nodes[:, None])
     x, slope = ends.points(u, panels.end)
     slope = (slope * width).expand_as(u).mT.contiguous()
-    return x.mT.flatten(), slope, rule, rule.interpolation.mT.contiguous()
+    touching = panels.touching.nonzero()[:, 0]
+    t = torch.tensor(_APPROACH, dtype=torch.float64, device=device)
+    near, near_slope = ends.points(t[:, None] * panels.hi[touching], panels.end[touching])
+    near_slope = (near_slope * width[touching]).expand_as(near).mT.contiguous()
+    points = torch.cat([x.mT.flatten(), near.mT.flatten()])
+    tables = slope, rule, rule.interpolation.mT.contiguous(), touching, t, near_slope
+    return _Layout(points, *tables, barycentric(t).mT.contiguous())
 
 
 def quick(
@@ -61,30 +89,31 @@ def quick(
     around_zero = left != right and lower < 0 < upper
     if around_zero or not lower < upper:
         return None
-    unit, slope, rule, predict = _layout(left, right, device)
+    layout = _layout(left, right, device)
     shift = upper if left and not right else 0.0 if left else lower
     scale = 1.0 if left or right else upper - lower
-    x = torch.add(shift, unit, alpha=scale).to(dtype)
+    x = torch.add(shift, layout.points, alpha=scale).to(dtype)
     f = fn(x, *args)
     if not torch.is_tensor(f) or f.shape != x.shape or f.requires_grad or f.is_complex():
         return None
-    f = f.double().view(slope.shape)
+    f, near = f.double().tensor_split([layout.slope.numel()])
+    f, near = f.view(layout.slope.shape), near.view(layout.near_slope.shape)
     if left or right:
-        f = f * slope
+        f, near = f * layout.slope, near * layout.near_slope
     else:
-        scale = scale / slope.shape[0]  # all panels are equally wide
-    tables = f, rule.weights, predict
-    if f.device.type == "cpu":
-        tables = tuple(t.numpy() for t in tables)
-    value, distance, miss, size = (scale * figure for figure in _looked_at(*tables))
-    error = distance + miss
+        scale = scale / layout.slope.shape[0]  # all panels are equally wide
+    value, distance, miss, size, beside, pole = _looked_at(layout, f, near)
+    if pole:
+        return None
+    value, size = scale * value, scale * size
+    error = scale * (distance + miss + beside)
     # points of a narrow interval far from zero are rounded
     blur = 1.0 if left or right else max(abs(lower), abs(upper)) / scale
-    noise = (torch.finfo(dtype).eps + _EPS * blur) * size
+    noise = torch.finfo(dtype).eps * (1 + blur) * size
     rtol = (tolerance.rtol or 0.0) if tolerance.asked else DEFAULT_RTOL
     allowed = max(rtol * abs(value), tolerance.atol or 0.0)
     if error > allowed:  # what the sharper estimate says
-        error = scale * float(applied(rule, f.mT).error.sum())
+        error = scale * (beside + float(applied(layout.rule, f.mT).error.sum()))
     if not (error + noise <= allowed and size > FAINT):
         return None  # NaN included
     result = torch.tensor([value, error + noise], dtype=dtype, device=device)
@@ -97,14 +126,27 @@ def quick(
     )
 
 
-def _looked_at(f: Any, weights: Any, predict: Any) -> list[float]:
-    """Integral, distance of the two rules, mean miss of the interpolant, integral of |f|.
+def _looked_at(
+    layout: _Layout, f: Float[Tensor, "p n"], near: Float[Tensor, "e q"]
+) -> list[float]:
+    """Integral, distance of the two rules, mean miss of the interpolant, integral of |f|,
+    mass near the ends, and whether there is a pole.
 
-    Of tensors, or of NumPy's arrays, which are twice as fast to call.
-    """
+    Of NumPy's arrays on the CPU, which are twice as fast to call.
+    """  # noqa: D205
+    tables = layout.rule.weights, layout.predict, layout.near_predict, layout.distance, layout.ends
+    if f.device.type == "cpu":
+        f, near, *tables = (t.numpy() for t in (f, near, *tables))
+    weights, predict, near_predict, t, ends = tables
     k, m = predict.shape
     at_nodes, at_checks = f[:, :k], f[:, k:]
     value, difference = weights @ at_nodes.T
     missed = abs(at_nodes @ predict - at_checks)
-    figures = value.sum(), abs(difference).sum(), missed.sum() / m, abs(at_nodes) @ weights[0]
+    expected = at_nodes[ends] @ near_predict
+    apart = abs(expected - near)
+    mass = apart * t
+    clear = apart[:, -2:] > CLEAR * (abs(near) + abs(expected))[:, -2:]
+    pole = (mass[:, -1] >= STEADY * mass[:, -2]) & clear.all(1)
+    size = abs(at_nodes) @ weights[0]
+    figures = value, abs(difference), missed / m, size, SHARE * mass, pole
     return [float(figure.sum()) for figure in figures]

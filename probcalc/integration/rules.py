@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 # Kronrod's 15 points on [-1, 1] (the right half, ascending) and the weights of both rules there
@@ -58,11 +58,15 @@ class PanelRule:
         weights: Of the nodes, adding up to one; first row Kronrod's, second Kronrod's minus
             Gauss's.
         interpolation: From values at the nodes to the checks.
+        order: Of all points, ascending.
+        between: Where each inner one of these lies between its neighbours, from 0 to 1.
     """
 
     nodes: Float[Tensor, " n"]
     weights: Float[Tensor, "2 k"]
     interpolation: Float[Tensor, "m k"]
+    order: Int[Tensor, " n"]
+    between: Float[Tensor, " i"]
 
 
 @lru_cache
@@ -75,7 +79,11 @@ def gauss_kronrod(device: torch.device, num_checks: int) -> PanelRule:
     # what crosses an edge from a neighbour shows there
     checks = np.concatenate([[-1 + _EDGE], inner, [1 - _EDGE]])
     weights = np.stack([kronrod, kronrod - gauss]) / 2
-    arrays = (1 + np.concatenate([nodes, checks])) / 2, weights, _interpolation(nodes, checks)
+    points = (1 + np.concatenate([nodes, checks])) / 2
+    order = np.argsort(points)
+    x = points[order]
+    between = (x[1:-1] - x[:-2]) / (x[2:] - x[:-2])
+    arrays = points, weights, _interpolation(nodes, checks), order, between
     return PanelRule(*(torch.from_numpy(a).to(device) for a in arrays))
 
 
@@ -90,3 +98,18 @@ def _interpolation(nodes: np.ndarray, points: np.ndarray) -> np.ndarray:
     np.fill_diagonal(gaps, 1.0)
     terms = 1.0 / (gaps.prod(axis=1) * (points[:, None] - nodes))
     return terms / terms.sum(axis=1, keepdims=True)
+
+
+def barycentric(t: Float[Tensor, " *t"]) -> Float[Tensor, "*t n"]:
+    """Lagrange polynomials of Kronrod's nodes on [0, 1] at points: Berrut & Trefethen (2004)."""
+    nodes, weights = _barycentric_table(t.device)
+    terms = weights / (t[..., None] - nodes)
+    return terms / terms.sum(dim=-1, keepdim=True)
+
+
+@lru_cache
+def _barycentric_table(device: torch.device) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    nodes = (1 + _mirrored(_NODES, -1.0)) / 2
+    gaps = nodes[:, None] - nodes
+    np.fill_diagonal(gaps, 1.0)
+    return tuple(torch.from_numpy(a).to(device) for a in (nodes, 1.0 / gaps.prod(axis=1)))
