@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Inexact, Int
 from torch import Tensor
+from torch import distributions as td
 
+from probcalc.distributions.quantile import quantile
 from probcalc.integration.box_rules import BoxRule, genz_malik
 from probcalc.integration.grids import grid, orders_of
-from probcalc.integration.orthogonal import LEGENDRE
+from probcalc.integration.orthogonal import LEGENDRE, Weight
 from probcalc.integration.problem import Problem
 
 POINTS = 2**16  # evaluated together
@@ -53,6 +55,7 @@ class Box:
     def __init__(self, problem: Problem) -> None:
         self.integrand = problem.integrand()
         self.lower, self.upper = problem.lower.detach(), problem.upper.detach()
+        self.weights = problem.weights
         self.rounding = problem.rounding
         self.infinite = bool((self.lower.isinf() | self.upper.isinf()).any())
         self.shape: tuple[int, ...] = ()
@@ -71,8 +74,19 @@ class Box:
         volume = (2 * cells.half).prod(dim=1)
         return f * volume[:, None], (~good).sum(dim=0)
 
+    def measured(self, z: Float[Tensor, "n k d"], elem: Int[Tensor, " k"]) -> Tensor:
+        """Values at points of the measure that has the weights, ``(n, k, o)``."""
+        if self.weights is None:
+            return self.at(z, elem)
+        f = self.integrand(z, elem)
+        self.shape = tuple(f.shape[2:])
+        return f.reshape(*f.shape[:2], math.prod(self.shape))
+
     def at(self, t: Float[Tensor, "n k d"], elem: Int[Tensor, " k"]) -> Inexact[Tensor, "n k o"]:
         """Values at points of the unit cube, times |dx/dt|."""
+        if self.weights is not None:
+            columns = [quantile_of(w, t[..., i]) for i, w in enumerate(self.weights)]
+            return self.measured(torch.stack(columns, dim=-1), elem)
         x, slope = self._mapped(t, elem)
         f = self.integrand(x, elem)
         self.shape = tuple(f.shape[2:])
@@ -96,13 +110,27 @@ class Box:
         return x, slope.prod(dim=-1)
 
 
-def rule_of(order: int, like: Float[Tensor, "k d"]) -> BoxRule:
+def rule_of(order: int, box: Box, like: Float[Tensor, "k d"]) -> BoxRule:
     """The product whose orders have that code, or Genz and Malik's for 0."""
     dim = like.shape[1]
     if not order:
         return genz_malik(dim, like.device)
-    product = grid((LEGENDRE,) * dim, orders_of(order, dim), like.device)
-    return BoxRule(2 * product.points - 1, product.mass[None])
+    weights = box.weights or (LEGENDRE,) * dim
+    product = grid(weights, orders_of(order, dim), like.device)
+    return BoxRule(product.points, product.mass[None])
+
+
+def quantile_of(weight: Weight, p: Float[Tensor, " *p"]) -> Float[Tensor, " *p"]:
+    """Of a classical weight."""
+    if weight.name == "hermite":
+        return torch.special.ndtri(p)
+    if weight.name == "legendre":
+        return p
+    family = {"laguerre": lambda a: td.Gamma(a, torch.ones_like(a)), "jacobi": td.Beta}[
+        weight.name
+    ]
+    shape = (torch.tensor(a, dtype=p.dtype, device=p.device) for a in weight.shape)
+    return quantile(family(*shape), p)
 
 
 def whole(elem: Int[Tensor, " k"], dim: int, order: int) -> Cells:

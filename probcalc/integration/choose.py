@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from probcalc.distributions.support import support_of
 from probcalc.integration.closed_form import ClosedForm, Moment
+from probcalc.integration.cubature import Cubature
 from probcalc.integration.enumeration import Enumeration
 from probcalc.integration.expectation import Expectation
 from probcalc.integration.monte_carlo import MonteCarlo
@@ -22,20 +24,33 @@ class ExpectationMethod(Protocol):
         ...
 
 
-def ladder(posed: Expectation) -> list[ExpectationMethod]:
+@dataclass(frozen=True, eq=False)
+class Rung:
+    """A method with the reason to try it."""
+
+    method: ExpectationMethod
+    reason: str
+
+
+def ladder(posed: Expectation) -> list[Rung]:
     """Methods that may know the answer, the surest first; the next is for a family unknown."""
-    rungs: list[ExpectationMethod] = []
+    name = type(posed.dist).__name__
+    rungs: list[Rung] = []
     if isinstance(posed.fn, Moment):
-        rungs.append(ClosedForm())
-    if posed.dist.has_enumerate_support:
-        rungs.append(Enumeration())
+        rungs.append(Rung(ClosedForm(), f"the function is declared and {name} has a formula"))
+    if posed.dist.has_enumerate_support or _is_discrete(posed):
+        rungs.append(Rung(Enumeration(), f"{name} is discrete"))
     elif not posed.event:
-        rungs.append(Enumeration() if _is_discrete(posed) else GaussKronrod())
-    return [*rungs, MonteCarlo()]
+        rungs.append(Rung(GaussKronrod(), f"{name} has a density on the line"))
+    else:
+        rungs.append(Rung(Cubature(), f"{name} is an image of few independent coordinates"))
+    return [*rungs, Rung(MonteCarlo(), f"no deterministic rule suits {name} and the function")]
 
 
 def _is_discrete(posed: Expectation) -> bool:
+    if hasattr(posed.dist, "v") and hasattr(posed.dist, "log_density"):
+        return True  # a point mass
     try:
-        return support_of(posed.dist).discrete
+        return not posed.event and support_of(posed.dist).discrete
     except NotImplementedError:
         return False

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from probcalc.integration.adaptive import Goal
 from probcalc.integration.cells import NUDGE, POINTS, Box, Cells, rule_of, whole
-from probcalc.integration.grids import code_of
+from probcalc.integration.expectation import Expectation
+from probcalc.integration.grids import code_of, orders_of
 from probcalc.integration.measure import FAINT, Sums, grouped
 from probcalc.integration.orthogonal import LEGENDRE
 from probcalc.integration.problem import DEFAULT_RTOL, Problem, Solved, Tolerance
@@ -27,12 +29,32 @@ from probcalc.integration.quadrature import GaussKronrod
 from probcalc.integration.quick_box import MAX_EVALS, METHOD
 from probcalc.integration.regions import regions
 from probcalc.integration.replay import differentiable
+from probcalc.integration.standard import as_standard
 from probcalc.status import Status
+
+_MOST_AXES = 7  # of an expectation
 
 
 @dataclass(frozen=True)
 class Cubature:
-    """Adaptive cubature of boxes in up to about ten dimensions."""
+    """Adaptive cubature of boxes in up to about ten dimensions.
+
+    Expectations are integrals over the independent coordinates of which the draw is an image.
+    """
+
+    def expect(self, posed: Expectation, tolerance: Tolerance) -> Solved:
+        """Expectation under an image of two or more independent classical weights.
+
+        Raises:
+            NotImplementedError: If the distribution is none, or has too many coordinates.
+        """
+        problem, axes = as_standard(posed, still=True)
+        if not 2 <= len(axes) <= _MOST_AXES:
+            raise NotImplementedError(
+                f"cubature is for 2 to {_MOST_AXES} independent coordinates, got {len(axes)}."
+            )
+        weights = tuple(axis.weight() for axis in axes)
+        return self.solve(replace(problem, weights=weights), tolerance)
 
     def solve(self, problem: Problem, tolerance: Tolerance) -> Solved:
         """Integrate a batch of boxes."""
@@ -77,17 +99,20 @@ class BoxMesh:
         parts = []
         for order in self.cells.order.unique().tolist():
             mine = (self.cells.order == order).nonzero()[:, 0]
-            rule = rule_of(order, self.cells.centre)
-            parts += mine.split(max(1, POINTS // len(rule.points)))
+            count = math.prod(orders_of(order, self.cells.centre.shape[1])) if order else 1
+            parts += mine.split(max(1, POINTS // count))
         return tuple(parts)
 
     def values(self, problem: Problem, index: Int[Tensor, " k"]) -> Inexact[Tensor, "k o"]:
         """The rule on some cells, the integrand evaluated anew."""
         cells = self.cells[index]
-        rule = rule_of(int(cells.order[0]), cells.centre)
-        p = rule.weights.shape[1]
-        only = replace(rule, points=rule.points[:p])
-        f = Box(problem).on(cells, only)[0]
+        box, order = Box(problem), int(cells.order[0])
+        rule = rule_of(order, box, cells.centre)
+        only = replace(rule, points=rule.points[: rule.weights.shape[1]])
+        if order:
+            f = _finite_at(box, only.points, cells.elem)
+        else:
+            f = box.on(cells, only)[0]
         return torch.einsum("n,nko->ko", rule.weights[0].to(f.dtype), f)
 
     def beyond(self, problem: Problem) -> Inexact[Tensor, "b o"] | None:
@@ -133,17 +158,21 @@ def _nothing(box: Box, none: Tensor, dim: int) -> tuple[Cells, Sums]:
 
 def _products(box: Box, elem: Tensor, dim: int, goal: Goal) -> Outcome:
     """Products of Gauss rules, where they converge."""
+    weights = box.weights or (LEGENDRE,) * dim
+    return products(partial(_finite_at, box), weights, elem, goal, box.rounding)
 
-    def at(points: Tensor, elem: Tensor) -> Tensor:
-        t = points[:, None].expand(-1, len(elem), -1)
-        f = box.at(t, elem)
-        good = f.isfinite()
-        if bool(good.all()):
-            return f
-        beside = torch.lerp(t, torch.full_like(t, 0.5), NUDGE)
-        return torch.where(good, f, box.at(beside, elem))
 
-    return products(at, (LEGENDRE,) * dim, elem, goal, box.rounding)
+def _finite_at(box: Box, points: Float[Tensor, "n d"], elem: Int[Tensor, " k"]) -> Tensor:
+    """Values at points of the measure, stepped off where they are not finite."""
+    z = points[:, None].expand(-1, len(elem), -1)
+    f = box.measured(z, elem)
+    good = f.isfinite()
+    if bool(good.all()):
+        return f
+    middle = 0.5 if box.weights is None else 0.0
+    return torch.where(
+        good, f, box.measured(torch.lerp(z, torch.full_like(z, middle), NUDGE), elem)
+    )
 
 
 def _on_the_line(problem: Problem, tolerance: Tolerance) -> Solved:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Inexact, Int
 from torch import Tensor
 
 from probcalc.integration.integrand import Integrand
+from probcalc.integration.orthogonal import Weight
 from probcalc.result import Estimate
 from probcalc.status import EstimateWarning, Status
 
@@ -74,6 +75,7 @@ class Problem:
         batch: Shape of the batch.
         dtype: In which the function is evaluated.
         rounding: Relative rounding error of its values.
+        weights: Of a box whose coordinates are not uniform but have these weights, else None.
     """
 
     fn: Callable[..., Tensor]
@@ -85,6 +87,7 @@ class Problem:
     batch: tuple[int, ...]
     dtype: torch.dtype
     rounding: float
+    weights: tuple[Weight, ...] | None = None
 
     @property
     def size(self) -> int:
@@ -125,7 +128,8 @@ class Problem:
 class Solved:
     """What a method found for a flat problem: ``(b, *out)``, flags and costs ``(b)``.
 
-    Random methods give the standard error and its degrees of freedom as well.
+    Random methods give the standard error and its degrees of freedom as well; a method that was
+    chosen comes with the reason.
     """
 
     value: Inexact[Tensor, " b *out"]
@@ -135,6 +139,7 @@ class Solved:
     method: str
     std_error: Float[Tensor, " b *out"] | None = None
     dof: float | None = None
+    reason: str = ""
 
     def estimate(
         self,
@@ -169,6 +174,7 @@ class Solved:
             status.reshape(batch),
             self.num_evals.reshape(batch),
             self.method,
+            {"reason": self.reason} if self.reason else {},
         )
         if reads and not result.ok:
             advice = f"{result!r}: {result.flags.advice}"

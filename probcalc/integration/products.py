@@ -43,8 +43,10 @@ _HELD = 2**23  # values that are held at once
 _FEWEST_MISSES = 5.0  # effective number of points that miss: one alone is a needle
 _MANY = 100  # points of a grid that shows needles
 _ROOM = 0.2  # of the tolerance, that a grid is planned to reach
+_DOUBT = 2.0  # on the distance of two grids
 _CAUTION = 3.0  # on the decay that is foreseen
-_LEAST_GAIN = 0.03  # of an error, that is left in its estimate
+_LEAST_GAIN = {4: 0.1, 5: 0.1, 6: 0.1, 7: 0.1}  # of an error, that is left in its estimate
+_FINER = 1.25  # points along an axis of a grid that checks
 _MOST = 100  # points along an axis
 _ROUNDS = 5
 _TINY = torch.finfo(torch.float64).tiny
@@ -196,7 +198,7 @@ class _Ladder:
         if not needed:
             return None
         coarse = tuple(max(n, m + 1) for n, m in zip(needed, last.coarse, strict=True))
-        if all(n < m for n, m in zip(coarse, last.fine, strict=True)):
+        if all(_FINER * n <= m for n, m in zip(coarse, last.fine, strict=True)):
             return _Plan(coarse, last.fine, gain, fresh=False)
         return _Plan(coarse, _checking(coarse), gain)
 
@@ -212,7 +214,7 @@ class _Ladder:
         needed = [_needed([max(row) for row in of.tolist()], spread, share) for of in rows]
         if None in needed:
             return (), 1.0
-        gain = max(_LEAST_GAIN, *(left for _, left in needed))
+        gain = max(_LEAST_GAIN.get(len(parts), 1.0), *(left for _, left in needed))
         return tuple(n for n, _ in needed), gain
 
     def _compared(
@@ -226,7 +228,7 @@ class _Ladder:
         value, missed = dot(mass, f), abs(f - predicted(self.weights, coarse, orders, g))
         size, miss, spread = mass @ abs(f), mass @ missed, mass @ abs(f - value)
         # the error of a rule is about the square of its interpolant's
-        error = gain * (abs(value - dot(first, g)) + miss * miss / (spread + _TINY))
+        error = gain * (_DOUBT * abs(value - dot(first, g)) + miss * miss / (spread + _TINY))
         allowed = self._allowed(value, size)
         met = (error <= allowed) & (size > FAINT)
         if n >= _MANY:
@@ -244,7 +246,7 @@ class _Ladder:
 def _checking(orders: Orders) -> Orders:
     """A grid that is finer along every axis, and fine enough to see needles."""
     least = _ATTENTION.get(len(orders), 0)
-    return tuple(max(n + 1, least) for n in orders)
+    return tuple(max(n + 1, int(_FINER * n), least) for n in orders)
 
 
 def _called(at: At, points: Tensor, elem: Tensor) -> Array:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probcalc.integration.adaptive import Goal
 from probcalc.integration.box_rules import BoxRule, genz_malik
-from probcalc.integration.cells import POINTS, Box, Cells, whole
+from probcalc.integration.cells import POINTS, Box, Cells
 from probcalc.integration.grids import scattered
 from probcalc.integration.measure import FAINT, Sums, grouped
 from probcalc.status import Status
@@ -30,7 +30,11 @@ _AROUND = 0.02  # half width of the cell around what was found there
 _NARROW = 1e-12  # half-width below which a cell is not halved
 _SPECK = 1e-3  # share of the volume with all mass, below which some of it may be missing
 _DENSE = 0.1  # density, relative to the mean one, of what counts as holding mass
-_HOPELESS = 0.5  # error relative to the integral of |f| at which a divergence is suspected
+_HOPELESS = 0.1  # error relative to the integral of |f| at which a divergence is suspected
+_WIDE = 1e-2  # the same, where the error is as large as the value
+_FIRST = {2: 8, 3: 4, 4: 3}  # cells an axis at first; 2 in more dimensions, 1 in many
+_HALVED_UP_TO = 7
+_MOST_CELLS = 2**16  # at first, over all elements
 
 
 def regions(
@@ -38,28 +42,45 @@ def regions(
 ) -> tuple[Cells, Sums, Tensor, Tensor]:
     """Halve regions, all of all elements at once, until each has converged or spent its budget."""
     rule = genz_malik(dim, left.device)
-    cells = whole(left, dim, 0)
+    cells = _first_cells(left, dim)
     sums, axis = _measured(box, cells, rule)
     cells, sums, axis = _searched(box, cells, sums, axis, rule)
-    b = len(spent)
+    b, first = len(spent), True
+    spent = spent + grouped(torch.ones_like(axis), cells.elem, b) * len(rule.points)
     while True:
         total = sums.grouped(cells.elem, b)
         tolerance = goal.tolerance(total)
-        met = (total.error <= tolerance).all(dim=1)
+        met = (total.error <= tolerance).all(dim=1) & (not first)
         count = grouped(torch.ones_like(axis, dtype=torch.float64), cells.elem, b)[:, None]
         share = torch.maximum(_SHARE * tolerance, _LATER * total.error) / count.clamp(min=1)
         wide = cells.half.gather(1, axis[:, None])[:, 0] > _NARROW
         chosen = (sums.error > share[cells.elem]).any(dim=1) & ~met[cells.elem] & wide
+        if first:  # one level alone may be lucky
+            chosen, first = wide, False
         cost = grouped(chosen.long(), cells.elem, b) * (2 * len(rule.points))
         over = spent + cost > goal.max_evals
         chosen &= ~over[cells.elem]
         if not bool(chosen.any()):
-            hopeless = (total.error > _HOPELESS * total.size).any(dim=1) & ~met
+            wide = (total.error > 0.5 * total.value.abs()) & (total.error > _WIDE * total.size)
+            hopeless = (wide | (total.error > _HOPELESS * total.size)).any(dim=1) & ~met
             narrow = _volume_of_mass(cells, sums, total) < _SPECK
             status = status | torch.where(hopeless, int(Status.DIVERGENT), 0)
             return cells, sums, spent, status | torch.where(narrow, int(Status.UNRESOLVED_MASS), 0)
         spent = spent + torch.where(over, 0, cost)
         cells, sums, axis = _halved(box, cells, sums, axis, chosen, rule)
+
+
+def _first_cells(elem: Int[Tensor, " k"], dim: int) -> Cells:
+    """Every cube in equal cells: enough of them to notice what one rule would not."""
+    per_axis = _FIRST.get(dim, 2 if dim <= _HALVED_UP_TO else 1)
+    while per_axis > 1 and len(elem) * per_axis**dim > _MOST_CELLS:
+        per_axis -= 1
+    step = (torch.arange(per_axis, dtype=torch.float64, device=elem.device) + 0.5) / per_axis
+    centre = torch.cartesian_prod(*[step] * dim).reshape(-1, dim)
+    owner = elem.repeat_interleave(len(centre))
+    centre = centre.repeat(len(elem), 1)
+    half = torch.full_like(centre, 0.5 / per_axis)
+    return Cells(owner, centre, half, torch.zeros_like(owner))
 
 
 def _measured(box: Box, cells: Cells, rule: BoxRule) -> tuple[Sums, Int[Tensor, " k"]]:
@@ -130,21 +151,23 @@ def _searched(
     box: Box, cells: Cells, sums: Sums, axis: Tensor, rule: BoxRule
 ) -> tuple[Cells, Sums, Tensor]:
     """Elements that are zero so far, cut around the largest value of many more points."""
-    empty = (sums.size <= FAINT).all(dim=1)
-    if not bool(empty.any()):
+    b = int(cells.elem.max()) + 1
+    size = grouped(sums.size, cells.elem, b).amax(dim=1)
+    present = grouped(torch.ones_like(axis), cells.elem, b) > 0
+    elem = ((size <= FAINT) & present).nonzero()[:, 0]
+    if not len(elem):
         return cells, sums, axis
-    dim, some = cells.centre.shape[1], cells[empty]
-    t = scattered(dim, _SEARCHED, cells.centre.device)[:, None].expand(-1, len(some.elem), -1)
-    height = box.at(t, some.elem).abs().nan_to_num(nan=0.0).amax(dim=2)
+    dim = cells.centre.shape[1]
+    t = scattered(dim, _SEARCHED, cells.centre.device)[:, None].expand(-1, len(elem), -1)
+    height = box.at(t, elem).abs().nan_to_num(nan=0.0).amax(dim=2)
     top, where = height.max(dim=0)
     place = t[where, torch.arange(len(where), device=where.device)]
     found = top > 0
     if not bool(found.any()):
         return cells, sums, axis
-    fresh = _around(some.elem[found], place[found])
+    fresh = _around(elem[found], place[found])
     more, more_axis = _measured(box, fresh, rule)
-    kept = torch.ones_like(empty)
-    kept[empty.nonzero()[:, 0][found]] = False
+    kept = ~torch.isin(cells.elem, elem[found])
     return (
         Cells.joined([cells[kept], fresh]),
         Sums.joined([sums[kept], more]),
