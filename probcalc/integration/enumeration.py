@@ -2,43 +2,56 @@
 
     E_p[f] = Σ_k f(k) p(k)
 
-A finite support is summed whole. A countable one is summed upwards until the terms decay
-geometrically and what they promise beyond is below the tolerance; terms that do not decay (as in
-the St Petersburg game) are called divergent.
+A small support is summed whole. Of others, all between the outermost quantiles is summed, and
+beyond them, wherever the function may take them, the terms that add something (see `windows`).
+Terms that do not vanish towards infinity (as in the St Petersburg game) are called divergent.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
+from probcalc.distributions.families import is_point_mass
 from probcalc.distributions.quantile import quantile
-from probcalc.distributions.rebuild import copied, in_double
-from probcalc.distributions.support import support_of
-from probcalc.integration.expectation import Expectation, alive
+from probcalc.distributions.rebuild import in_double
+from probcalc.distributions.support import Support, support_of
+from probcalc.integration.expectation import Expectation
+from probcalc.integration.overflow import Overflow, overflow_of
 from probcalc.integration.problem import Solved, Tolerance
-from probcalc.integration.replay import rerun
+from probcalc.integration.summation import METHOD, Block, Summand, solved
+from probcalc.integration.windows import Look, Span, Windows, explored, windows
 from probcalc.status import Status
 
-_BLOCK = 2**12  # terms at a time
-_MOST = 2**20  # terms of an element
-_RTOL = 1e-13
-_RUN = 16  # terms over which the decay is measured
-_SLOW = 0.9995  # ratio of neighbouring terms above which they do not decay
-_NO_MASS = -745.0  # log of the smallest positive float
-_START = 1e-18  # lower quantile below which nothing is summed, where that is far from the end
-_NEAR = 2**14  # how far is far
-_ROUNDING = 4.0  # units in the last place of the sum of |f p|
+_MOST = 2**20  # terms of an element, and of a batch that is summed whole
+_BLOCK, _ELEMENTS = 2**14, 2**20  # terms at a time, of an element and in all
+_RARE, _RAREST = 1e-18, 1e-300  # levels of the outermost quantiles, and of those that may be near
+_NEAR = 2**13  # terms that are near
+_ROUNDING = 4.0  # units in the last place of a single value
 
 
 @dataclass(frozen=True)
 class Enumeration:
-    """Sum over the support of a discrete distribution."""
+    """Sum over the support of a discrete distribution.
+
+    Args:
+        growth: Where |f(k)| ≤ C (1 + |k|)^growth is known, the function is not looked at far out;
+            C is the largest ratio met where it is summed. Default: not known.
+    """
+
+    growth: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the power."""
+        if self.growth is not None and not 0 <= self.growth < math.inf:
+            raise ValueError(f"`growth` must be a finite power ≥ 0, got {self.growth}.")
 
     def expect(self, posed: Expectation, tolerance: Tolerance) -> Solved:
         """Sum the terms of every element.
@@ -46,14 +59,59 @@ class Enumeration:
         Raises:
             ValueError: If the support cannot be enumerated.
         """
-        dist = in_double(posed.dist)
-        points = _all_points(dist)
-        if points is not None:
-            return _finite(posed, dist, points)
-        support = support_of(dist)
-        if not support.discrete or dist.event_shape:
+        if is_point_mass(posed.dist):
+            return _at_the_point(posed)
+        summand = Summand(posed, in_double(posed.dist), self.growth)
+        support = _integers(summand.dist)
+        if support is None or _small(support, posed):
+            points = _all_points(summand.dist)
+            if points is not None:
+                return _whole(summand, points)
+        if support is None:
             raise ValueError(f"the support of {type(posed.dist).__name__} cannot be enumerated.")
-        return _countable(posed, dist, support.lower, support.upper, tolerance)
+        return _windowed(summand, support, tolerance.max_evals or _MOST)
+
+
+def largest_exponent(posed: Expectation) -> Float[Tensor, " *batch"] | None:
+    """Of log f + log p over a support of integers, f given by its logarithm; None for others."""
+    dist = in_double(posed.dist)
+    support = _integers(dist)
+    if support is None or is_point_mass(dist):
+        return None
+    zero = torch.zeros(posed.batch, dtype=torch.float64, device=posed.device)
+    summand = Summand(replace(posed, shift=zero), dist)
+    look = _finite(_looking(summand))
+    return explored(look, _span(summand, support)).top.amax(dim=-1).reshape(posed.batch)
+
+
+def _at_the_point(posed: Expectation) -> Solved:
+    """All mass is in one point, whatever its log density says."""
+    point = posed.dist.v[None]
+    f = posed.values(point.double() if point.is_floating_point() else point)
+    batch, out = posed.batch, f.shape[1 + len(posed.batch) :]
+    if posed.shift is not None:
+        f = (f - posed.shift.reshape([*batch, *[1] * len(out)])).exp()
+    f = f[0].reshape([math.prod(batch), *out])
+    error = _ROUNDING * torch.finfo(posed.dtype).eps * f.detach().abs()
+    bad = ~f.detach().isfinite()
+    status = torch.where(bad.reshape(len(f), -1).any(dim=1), int(Status.NON_FINITE), 0)
+    return Solved(f, torch.where(bad, math.inf, error), status, torch.ones_like(status), METHOD)
+
+
+def _integers(dist: Distribution) -> Support | None:
+    """A support of consecutive integers."""
+    try:
+        support = support_of(dist)
+    except NotImplementedError:
+        return None
+    return support if support.discrete else None
+
+
+def _small(support: Support, posed: Expectation) -> bool:
+    if not support.upper.numel():
+        return True
+    most = float((support.upper - support.lower).max()) + 1
+    return most <= _NEAR or most * math.prod(posed.batch) <= _MOST
 
 
 def _all_points(dist: Distribution) -> Tensor | None:
@@ -63,130 +121,130 @@ def _all_points(dist: Distribution) -> Tensor | None:
         return None
 
 
-def _finite(posed: Expectation, dist: Distribution, points: Tensor) -> Solved:
+def _rows(summand: Summand) -> int:
+    return max(2, min(_BLOCK, _ELEMENTS // max(1, math.prod(summand.posed.batch))))
+
+
+def _whole(summand: Summand, points: Tensor) -> Solved:
+    posed = summand.posed
     points = points.expand(len(points), *posed.batch, *posed.event)
-    parts = [_block(posed, dist, x) for x in points.split(_BLOCK)]
-    value, size = (sum(column) for column in zip(*parts, strict=True))
-    bad = ~value.isfinite()
-    count = torch.full((math.prod(posed.batch),), len(points), device=value.device)
-    return _solved(posed, value, size, torch.zeros_like(size), bad, count, "enumeration")
+    blocks = points.split(_rows(summand))
+    sums = summand.over(partial(_every, x) for x in blocks)
+    count = torch.full((math.prod(posed.batch),), len(points), device=sums.size.device)
+    rest, status = torch.zeros_like(sums.size), torch.zeros_like(count)
+    return solved(posed, sums, rest, status, count, len(blocks))
 
 
-def _block(posed: Expectation, dist: Distribution, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of f p and |f p| over some points."""
-    return rerun(_sums, posed, dist, x)
-
-
-def _sums(posed: Expectation, dist: Distribution, x: Tensor) -> tuple[Tensor, Tensor]:
-    terms = _terms(posed, dist, x)[0]
-    return terms.sum(dim=0), terms.detach().abs().sum(dim=0)
-
-
-def _terms(posed: Expectation, dist: Distribution, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Values f p at the points, and log p."""
-    log_p = copied(dist).log_prob(x)
-    place = x if posed.shift is not None else alive(x, log_p)
-    return posed.weighted(posed.values(place), log_p, posed.shift), log_p
-
-
-def _countable(
-    posed: Expectation,
-    dist: Distribution,
-    lower: Float[Tensor, " *batch"],
-    upper: Float[Tensor, " *batch"],
-    tolerance: Tolerance,
-) -> Solved:
+def _windowed(summand: Summand, support: Support, most: int) -> Solved:
     with torch.no_grad():
-        first, last, count, rest, slow = _extent(posed, dist, lower, upper, tolerance)
-    total: Tensor | float = 0.0
-    size: Tensor | float = 0.0
-    for start in range(0, int(count.max()), _BLOCK):
-        x = first + _steps(start, first)
-        inside = (x <= last) & (x < first + count)
-        part, part_size = _block_inside(posed, dist, torch.where(inside, x, first), inside)
-        total, size = total + part, size + part_size
-    flagged = slow.reshape(-1)
-    solved = _solved(posed, total, size, rest, ~total.isfinite(), count.reshape(-1), "enumeration")
-    status = solved.status | torch.where(flagged, Status.DIVERGENT, Status.OK)
-    wide = flagged.reshape([-1, *[1] * (solved.error.ndim - 1)])
-    error = torch.where(wide, math.inf, solved.error)
-    return Solved(solved.value, error, status, solved.num_evals, solved.method)
+        found, status, beyond = _found(summand, _span(summand, support), most)
+    n, rows = max(1, int(found.count.max())), _rows(summand)
+    sums = summand.over(_blocks(summand, found, n, rows))
+    rest = found.rest + beyond
+    if summand.growth is not None:
+        rest = rest * sums.ratio.reshape(len(rest), -1)
+    return solved(summand.posed, sums, rest, status, found.count, -(-n // rows))
 
 
-def _steps(start: int, like: Tensor) -> Tensor:
-    steps = torch.arange(start, start + _BLOCK, dtype=like.dtype, device=like.device)
-    return steps.reshape([-1, *[1] * like.ndim])
+def _found(summand: Summand, span: Span, most: int) -> tuple[Windows, Tensor, Tensor]:
+    """What to sum, flags, and a bound on what follows where the function overflows."""
+    look = _looking(summand)
+    over = _no_overflow(span)
+    if summand.growth is not None:
+        look = _declared(summand, summand.growth)
+    else:
+        log_max = math.log(torch.finfo(summand.posed.dtype).max)
+        over = overflow_of(look, span, math.inf if summand.posed.shift is not None else log_max)
+    span = _widened(summand, span, over, most)
+    grid = explored(_finite(look), span, torch.stack([over.reach, over.reach + 1]))
+    found = windows(grid, span, most)
+    flags = {
+        Status.UNRESOLVED_MASS: found.missing,
+        Status.DIVERGENT: found.endless | over.rising & over.infinite,
+        Status.NON_FINITE: over.infinite,
+    }
+    status = torch.zeros_like(found.count)
+    for flag, where in flags.items():
+        status = status | torch.where(where, int(flag), 0)
+    return found, status, over.rest
 
 
-def _block_inside(
-    posed: Expectation, dist: Distribution, x: Tensor, inside: Tensor
+def _blocks(summand: Summand, found: Windows, n: int, rows: int) -> Iterator[Block]:
+    batch = summand.posed.batch
+    for start in range(0, n, rows):
+        yield partial(_numbered, found, start, min(n, start + rows), batch)
+
+
+def _numbered(
+    found: Windows, start: int, stop: int, batch: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    def sums(x: Tensor) -> tuple[Tensor, Tensor]:
-        terms = _terms(posed, dist, x)[0]
-        kept = inside.reshape([*inside.shape, *[1] * (terms.ndim - inside.ndim)])
-        terms = torch.where(kept, terms, 0.0)
-        return terms.sum(dim=0), terms.detach().abs().sum(dim=0)
-
-    return rerun(sums, x)
+    x, inside = found.points(start, stop)
+    return x.reshape(-1, *batch), inside.reshape(-1, *batch)
 
 
-def _extent(
-    posed: Expectation, dist: Distribution, lower: Tensor, upper: Tensor, tolerance: Tolerance
-) -> tuple[Tensor, Tensor, Int[Tensor, " *batch"], Tensor, Tensor]:
-    """First and last point, number of terms, bound of the rest, and what does not decay."""
-    lower, upper = (t.double().expand(posed.batch) for t in (lower, upper))
-    rare = torch.full(posed.batch, _START, dtype=torch.float64, device=lower.device)
-    early, late = quantile(dist, rare), quantile(dist, rare, upper=True)
-    first = torch.where(early - lower > _NEAR, early, lower)
-    rtol = _RTOL if tolerance.rtol is None else tolerance.rtol
-    count, total = torch.ones_like(first), torch.zeros_like(first)
-    rest, slow = torch.zeros_like(first), torch.zeros_like(first, dtype=torch.bool)
-    going = torch.ones_like(slow)
-    for start in range(0, min(_MOST, tolerance.max_evals or _MOST), _BLOCK):
-        x = first + _steps(start, first)
-        inside = x <= upper
-        terms, log_p = _terms(posed, dist, torch.where(inside, x, first))
-        sizes = torch.where(inside, _largest(terms, x.ndim), 0.0)
-        total = total + torch.where(going, sizes.sum(dim=0), 0.0)
-        count = torch.where(going, inside.sum(dim=0) + start, count)
-        beyond, decays = _beyond(sizes)
-        rest = torch.where(going, beyond, rest)
-        slow = torch.where(going, ~decays, slow)
-        over = (x[-1] >= upper) | (log_p[-1] < _NO_MASS) & (total == 0)
-        enough = (x[-1] >= late) & (total > 0) & (beyond <= rtol * total)
-        rest, slow = torch.where(over, 0.0, rest), slow & ~over
-        going = going & ~(over | enough)
-        if not bool(going.any()):
-            break
-    return first, upper, count.long(), rest, slow & going
+def _every(x: Tensor) -> tuple[Tensor, None]:
+    return x, None
 
 
-def _largest(terms: Tensor, batch_dims: int) -> Tensor:
-    return terms.abs().reshape([*terms.shape[:batch_dims], -1]).amax(dim=-1)
+def _span(summand: Summand, support: Support) -> Span:
+    """The support, and the quantiles of 1e-18."""
+    lower, upper = (
+        t.detach().double().expand(summand.posed.batch).reshape(-1)
+        for t in (support.lower, support.upper)
+    )
+    first, last = _quantiles(summand, _RARE)
+    return Span(lower, upper, torch.maximum(first, lower), torch.minimum(last, upper))
 
 
-def _beyond(sizes: Float[Tensor, " n *batch"]) -> tuple[Tensor, Tensor]:
-    """Sum of what follows, if it goes on decaying as the last terms did; whether they did."""
-    last, before = sizes[-_RUN:].amax(dim=0), sizes[-2 * _RUN : -_RUN].amax(dim=0)
-    ratio = (last / before.clamp(min=torch.finfo(sizes.dtype).tiny)) ** (1 / _RUN)
-    decays = (last == 0) | (ratio < _SLOW)
-    rest = last * ratio / (1 - ratio.clamp(max=_SLOW))
-    return torch.where(decays, rest, math.inf), decays
+def _quantiles(summand: Summand, level: float) -> list[Tensor]:
+    p = torch.full(summand.posed.batch, level, dtype=torch.float64, device=summand.posed.device)
+    with torch.no_grad():
+        return [quantile(summand.dist, p, upper=side).reshape(-1) for side in (False, True)]
 
 
-def _solved(
-    posed: Expectation,
-    value: Tensor,
-    size: Tensor,
-    rest: Tensor,
-    bad: Tensor,
-    count: Int[Tensor, " b"],
-    method: str,
-) -> Solved:
-    b, out = math.prod(posed.batch), value.shape[len(posed.batch) :]
-    rounding = _ROUNDING * torch.finfo(posed.dtype).eps * size
-    error = rounding + rest.reshape([*rest.shape, *[1] * (rounding.ndim - rest.ndim)])
-    error = torch.where(bad, math.inf, error).reshape([b, *out])
-    undefined = bad.reshape(b, -1).any(dim=1)
-    status = torch.where(undefined, Status.NON_FINITE, Status.OK)
-    return Solved(value.reshape([b, *out]), error, status, count, method)
+def _widened(summand: Summand, span: Span, over: Overflow, most: int) -> Span:
+    """Out to the quantiles of 1e-300 where these are near and the function does not overflow."""
+    first, last = _quantiles(summand, _RAREST)
+    near = (0.5 * (most - 1 - span.last + span.first)).clamp(max=_NEAR)
+    first = torch.where(span.first - first <= near, torch.maximum(first, span.lower), span.first)
+    last = torch.minimum(torch.minimum(last, span.upper), over.reach)
+    last = torch.where((last - span.last <= near) & (last >= span.last), last, span.last)
+    return replace(span, first=torch.minimum(first, span.first), last=last)
+
+
+def _no_overflow(span: Span) -> Overflow:
+    never = torch.zeros_like(span.last, dtype=torch.bool)
+    return Overflow(
+        torch.full_like(span.last, math.inf), span.last.new_zeros(len(never), 1), never, never
+    )
+
+
+def _looking(summand: Summand) -> Look:
+    """Log|f|, which may be infinite or NaN, and log p."""
+
+    def look(x: Tensor) -> tuple[Tensor, Tensor]:
+        log_p, log_f = summand.logs(x.reshape(-1, *summand.posed.batch))
+        return log_f.reshape(*x.shape, -1), log_p.reshape(x.shape)
+
+    return look
+
+
+def _finite(look: Look) -> Look:
+    """Log|f| with −∞ where it is infinite or NaN."""
+
+    def finite(x: Tensor) -> tuple[Tensor, Tensor]:
+        log_f, log_p = look(x)
+        return torch.where(log_f < math.inf, log_f, -math.inf), log_p
+
+    return finite
+
+
+def _declared(summand: Summand, growth: float) -> Look:
+    """Log of (1 + |k|)^growth."""
+
+    def look(x: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = summand.dist.log_prob(x.reshape(-1, *summand.posed.batch)).reshape(x.shape)
+        log_f = growth * x.abs().log1p()
+        return torch.where(log_p.isneginf(), -math.inf, log_f)[..., None], log_p
+
+    return look

@@ -3,29 +3,42 @@
     E_p[f] ≈ (1/n) Σ f(x_i),   x_i ~ p,   standard error s/√n
 
 The bar is the central limit theorem's, and refused where the terms' tail says that they have no
-variance. Owen (2013), Monte Carlo theory, methods and examples, ch. 2.
+variance. No bar speaks of values that were never met: some draws are stretched about their mean,
+and where f leaves the range it had, E[f; there] is estimated with weights p(y)/q(y),
+y = m + c (x − m), q(y) = p(x) c^−d. Owen (2013), Monte Carlo theory, methods and examples, ch. 2
+and 9.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Inexact, Int
 from torch import Tensor
+from torch.distributions import Distribution
 
-from probcalc._random import draw_seed, forked
+from probcalc._random import child, draw_seed, forked
+from probcalc.distributions.log_density import log_density
+from probcalc.distributions.rebuild import copied
 from probcalc.integration.expectation import Expectation
 from probcalc.integration.problem import Solved, Tolerance
-from probcalc.integration.tails import pareto_khat
+from probcalc.integration.replay import rerun
+from probcalc.integration.running import Running, tail_length
 from probcalc.result import half_width
 from probcalc.status import Status
 
 _MAX_EVALS = 2**17
+_BLOCK = 2**14  # draws that are made and evaluated together
 _NO_VARIANCE = 0.5  # shape of the terms' tail from which their variance is infinite
-_NO_MEAN = 1.0
+_NO_MEAN = 1.0  # shape that cannot be told from it: no mean
+_SPREAD = 2.0  # standard errors (1 + k)/√m of the shape, Zhang & Stephens (2009)
 _FEW = 50.0  # effective number of terms below which the bar means nothing
+_STRETCHES = (2.0, 4.0)
+_STRETCHED, _SHARE = 2**9, 8  # draws for each, and the part of all that they may be
+_ROUNDING = 4.0  # units in the last place of the mean of |f|
 
 
 @dataclass(frozen=True)
@@ -46,41 +59,156 @@ class MonteCarlo:
             )
 
     def expect(self, posed: Expectation, tolerance: Tolerance) -> Solved:
-        """Average over draws; differentiable where the draws are reparametrised."""
-        n = self.num_draws or tolerance.max_evals or _MAX_EVALS
-        dist = posed.dist
-        with forked(draw_seed(tolerance.generator), posed.device):
-            x = dist.rsample((n,)) if dist.has_rsample else dist.sample((n,))
-        f = posed.values(x)
+        """Average over draws, block by block.
+
+        Differentiable in the parameters through the draws where these are reparametrised, else
+        by the score of the log density; in what the function is given and closes over, always.
+        """
+        most = self.num_draws or tolerance.max_evals or _MAX_EVALS
+        stretched = min(_STRETCHED, most // _SHARE)
+        n = self.num_draws or max(2, most - len(_STRETCHES) * stretched)
+        draws = _Draws(posed, draw_seed(tolerance.generator))
+        value, terms = draws.averaged(n)
+        eps = torch.finfo(posed.dtype).eps
+        bar = half_width(terms.std_error, None, tolerance.confidence)
+        bar = bar + _ROUNDING * eps * terms.size / n
+        unseen, looked = draws.unseen(terms, eps, stretched)
+        status = _judged(terms, unseen > bar)
+        bad = (status != 0).reshape(-1, *[1] * (bar.ndim - 1))
+        error = torch.where(bad, math.inf, bar)
+        constant = bool(terms.equal(eps).all())
+        method = "Monte Carlo, all terms equal" if constant else "Monte Carlo"
+        count = torch.full_like(status, n + looked)
+        return Solved(value, error, status, count, method, terms.std_error, math.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class _Draws:
+    """Terms from draws that depend on the seed and on the number of the block alone."""
+
+    posed: Expectation
+    seed: int
+
+    def averaged(self, n: int) -> tuple[Tensor, Running]:
+        """Mean of f over n draws, differentiable, and what the terms were like."""
+        top = tail_length(n) + 1
+        found: Running | None = None
+        total: Tensor | float = 0.0
+        for block, size in _blocks(n):
+            part, *stats = rerun(self._block, block, size, top)
+            own = Running(size, *stats)
+            found = own if found is None else found.joined(own, top)
+            total = total + part
+        assert found is not None
+        assert torch.is_tensor(total)
+        # that of the stream is the more accurate; zero is added to it, with derivatives
+        value = found.mean + (total - total.detach()) / n if total.requires_grad else found.mean
+        return value, found
+
+    def _block(self, block: int, size: int, top: int) -> tuple[Tensor, ...]:
+        dist = _fresh(self.posed.dist)
+        x = self._drawn(dist, block, size)
+        f = self._terms(x)
+        own = Running.of(f.detach(), top)
+        if not dist.has_rsample:
+            f = f * _score(dist, x, f)
+        return (f.sum(dim=0), *list(vars(own).values())[1:])
+
+    def _drawn(self, dist: Distribution, block: int, size: int) -> Tensor:
+        with forked(child(self.seed, block).initial_seed(), self.posed.device):
+            return dist.rsample((size,)) if dist.has_rsample else dist.sample((size,))
+
+    def _terms(self, x: Tensor) -> Inexact[Tensor, " n b *out"]:
+        posed = self.posed
+        f, lead = posed.values(x), len(posed.batch)
         if posed.shift is not None:
-            f = (
-                f - posed.shift.reshape(*posed.batch, *[1] * (f.ndim - 1 - len(posed.batch)))
-            ).exp()
-        f = f.reshape(n, math.prod(posed.batch), *f.shape[1 + len(posed.batch) :])
-        value, terms = f.mean(dim=0), f.detach()
-        std_error = terms.std(dim=0) / n**0.5
-        status = _judged(terms)
-        error = half_width(std_error, None, tolerance.confidence)
-        bad = (status != 0).reshape(-1, *[1] * (error.ndim - 1))
-        error = torch.where(bad, math.inf, error)
-        count = torch.full_like(status, n)
-        return Solved(value, error, status, count, "Monte Carlo", std_error, math.inf)
+            axes = [*posed.batch, *[1] * (f.ndim - 1 - lead)]
+            f = (f - posed.shift.reshape(axes)).exp()
+        return f.reshape([len(f), math.prod(posed.batch), *f.shape[1 + lead :]])
+
+    def unseen(self, terms: Running, eps: float, num: int) -> tuple[Float[Tensor, " b *out"], int]:
+        """What values outside the range met so far add to the mean, and how many were looked at.
+
+        Zero where draws cannot be stretched.
+        """
+        nothing = torch.zeros_like(terms.size)
+        posed, low, high = self.posed, terms.low, terms.high
+        room = _ROUNDING * eps * torch.maximum(low.abs(), high.abs())
+        if not num or not _on_vectors(posed.dist):
+            return nothing, 0
+        total = nothing
+        with torch.no_grad():
+            x = self._drawn(posed.dist, -1, num).detach()
+            for stretch in _STRETCHES:
+                y, log_weight = _stretched(posed.dist, x, stretch)
+                f = self._terms(y)
+                f = f.abs() if f.is_complex() else f
+                beyond = torch.maximum(f - high - room, low - room - f).clamp(min=0.0)
+                weight = log_weight.exp().reshape(*f.shape[:2], *[1] * (f.ndim - 2))
+                # a value that is not finite matters as much as any
+                beyond = torch.where(f.isfinite(), beyond, math.inf)
+                share = torch.where((weight > 0) & (beyond > 0), beyond * weight, 0.0)
+                total = torch.maximum(total, share.mean(dim=0))
+        return total, len(_STRETCHES) * num
 
 
-def _judged(terms: Float[Tensor, "n b *out"]) -> Int[Tensor, " b"]:
+def _blocks(n: int) -> Iterator[tuple[int, int]]:
+    for block, start in enumerate(range(0, n, _BLOCK)):
+        yield block, min(_BLOCK, n - start)
+
+
+def _fresh(dist: Distribution) -> Distribution:
+    """A copy for a block that may be run again, where the family can be copied."""
+    try:
+        return copied(dist)
+    except TypeError:  # a family with a constructor of its own
+        return dist
+
+
+def _score(dist: Distribution, x: Tensor, f: Tensor) -> Tensor | float:
+    """One, whose derivative is that of log p: REINFORCE, Williams (1992)."""
+    if not torch.is_grad_enabled():
+        return 1.0
+    log_p = dist.log_prob(x)
+    return (log_p - log_p.detach()).exp().reshape(*f.shape[:2], *[1] * (f.ndim - 2))
+
+
+def _on_vectors(dist: Distribution) -> bool:
+    """Whether draws are real numbers or vectors with a density."""
+    try:
+        support = dist.support
+    except NotImplementedError:
+        return False
+    return support is not None and not support.is_discrete and len(dist.event_shape) <= 1
+
+
+def _stretched(dist: Distribution, x: Tensor, stretch: float) -> tuple[Tensor, Tensor]:
+    """Draws moved away from their mean, those that leave the support not; log p/q, or −∞."""
+    middle = x.mean(dim=0)
+    y = middle + stretch * (x - middle)
+    event = list(range(x.ndim - len(dist.event_shape), x.ndim))
+    inside = dist.support.check(y)
+    kept = inside.reshape([*inside.shape, *[1] * (y.ndim - inside.ndim)])
+    y = torch.where(kept, y, x)
+    d = math.prod(dist.event_shape)
+    log_weight = log_density(dist, y) - log_density(dist, x) + d * math.log(stretch)
+    inside = inside if inside.ndim == log_weight.ndim else kept.all(dim=event)
+    return y, torch.where(inside, log_weight, -math.inf)
+
+
+def _judged(terms: Running, unseen: Tensor) -> Int[Tensor, " b"]:
     """Flags of the terms of a mean: their tail, their number, and whether they say anything."""
-    n, b = terms.shape[:2]
-    size = terms.abs().reshape(n, b, -1)
-    khat = pareto_khat(size.log().movedim(0, -1)).amax(dim=-1)
-    effective = (size.sum(dim=0).square() / size.square().sum(dim=0)).amin(dim=-1)
-    still = (size.amax(dim=0) == 0).any(dim=-1)
+    b = len(terms.mean)
+    khat, effective = terms.khat(), terms.effective
+    error = (1 + _NO_MEAN) / max(1, tail_length(terms.num)) ** 0.5
+    still = terms.top[0] == 0
     flags = {
-        Status.NON_FINITE: ~terms.isfinite().reshape(n, b, -1).all(dim=0).all(dim=-1),
-        Status.DIVERGENT: khat >= _NO_MEAN,
+        Status.NON_FINITE: ~terms.finite,
+        Status.DIVERGENT: (khat > _NO_VARIANCE) & (khat >= _NO_MEAN - _SPREAD * error),
         Status.INFINITE_VARIANCE: (khat > _NO_VARIANCE) & khat.isfinite(),
-        Status.UNRESOLVED_MASS: still | (effective < _FEW),
+        Status.UNRESOLVED_MASS: still | (effective < _FEW) | unseen,
     }
-    joined = torch.zeros(b, dtype=torch.long, device=terms.device)
+    joined = torch.zeros(b, dtype=torch.long, device=terms.mean.device)
     for flag, where in flags.items():
-        joined = joined | torch.where(where, int(flag), 0)
+        joined = joined | torch.where(where.reshape(b, -1).any(dim=1), int(flag), 0)
     return joined

@@ -1,0 +1,120 @@
+"""Moments and tail of a stream of terms, in memory that does not grow with it.
+
+Chan, Golub & LeVeque (1983), Algorithms for computing the sample variance: of two parts with n
+and m terms and means that differ by δ, the sums of squares about the mean add up to
+S + T + δ² nm/(n + m).
+Of the tail, the largest 3√n terms are kept (see `tails`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Inexact
+from torch import Tensor
+
+from probcalc.integration.tails import fit_generalised_pareto
+
+_SMALL_SHARE = 1e-3  # of the sum: a largest term of that size leaves about as much unseen
+_FEWEST = 5  # exceedances that say something about a tail
+_EQUAL = 8.0  # units in the last place by which equal terms may differ
+
+
+def tail_length(num_terms: int) -> int:
+    """How many of the largest terms tell the tail: Vehtari et al. (2024), section 3.1."""
+    return min(num_terms // 5, math.ceil(3 * num_terms**0.5))
+
+
+@dataclass(frozen=True, eq=False)
+class Running:
+    """What is known of the terms so far, each of shape ``(b, *out)``.
+
+    Args:
+        num: How many there were.
+        mean: Their mean.
+        squares: Σ |f − mean|².
+        size: Σ |f|.
+        size_squares: Σ |f|².
+        low: Smallest; of complex terms the smallest modulus, as below.
+        high: Largest.
+        top: Largest of |f| in descending order, ``(k, b, *out)``.
+        finite: Whether all were finite.
+    """
+
+    num: int
+    mean: Inexact[Tensor, " b *out"]
+    squares: Float[Tensor, " b *out"]
+    size: Float[Tensor, " b *out"]
+    size_squares: Float[Tensor, " b *out"]
+    low: Float[Tensor, " b *out"]
+    high: Float[Tensor, " b *out"]
+    top: Float[Tensor, " k b *out"]
+    finite: Bool[Tensor, " b *out"]
+
+    @classmethod
+    def of(cls, terms: Inexact[Tensor, " n b *out"], num_top: int) -> Running:
+        """One part of the stream."""
+        size, mean = terms.abs(), terms.mean(dim=0)
+        real = size if terms.is_complex() else terms
+        return cls(
+            len(terms),
+            mean,
+            (terms - mean).abs().square().sum(dim=0),
+            size.sum(dim=0),
+            size.square().sum(dim=0),
+            real.amin(dim=0),
+            real.amax(dim=0),
+            size.topk(min(num_top, len(terms)), dim=0).values,
+            terms.isfinite().all(dim=0),
+        )
+
+    def joined(self, other: Running, num_top: int) -> Running:
+        """Both parts of the stream together."""
+        n, m = self.num, other.num
+        gap = other.mean - self.mean
+        top = torch.cat([self.top, other.top])
+        return Running(
+            n + m,
+            self.mean + gap * (m / (n + m)),
+            self.squares + other.squares + gap.abs().square() * (n * m / (n + m)),
+            self.size + other.size,
+            self.size_squares + other.size_squares,
+            torch.minimum(self.low, other.low),
+            torch.maximum(self.high, other.high),
+            top.topk(min(num_top, len(top)), dim=0).values,
+            self.finite & other.finite,
+        )
+
+    @property
+    def std_error(self) -> Float[Tensor, " b *out"]:
+        """Of the mean."""
+        return (self.squares / (self.num - 1) / self.num).sqrt()
+
+    @property
+    def effective(self) -> Float[Tensor, " b *out"]:
+        """Number of equal terms that would say as much: (Σ |f|)² / Σ |f|²."""
+        return self.size.square() / self.size_squares
+
+    def equal(self, eps: float) -> Bool[Tensor, " b *out"]:
+        """Whether all terms are the same but for rounding."""
+        return self.squares.sqrt() <= _EQUAL * eps * self.size / self.num**0.5
+
+    def khat(self) -> Float[Tensor, " b *out"]:
+        """Shape of the tail of |f|: −∞ where its values are met again and again, as in steps.
+
+        As `pareto_khat` of all terms, but for that.
+        """
+        m = tail_length(self.num)
+        if m < _FEWEST:
+            return torch.full_like(self.size, math.inf)
+        peak = self.top[0].clamp(min=torch.finfo(self.top.dtype).tiny)
+        tail = (self.top[: m + 1] / peak).flip(0).movedim(0, -1)  # ascending
+        excess = (tail[..., 1:] - tail[..., :1]).clamp(min=0.0)
+        k = fit_generalised_pareto(excess)[0]
+        met_again = (excess[..., -_FEWEST] <= 0) | (excess[..., m // 4] <= 0)
+        khat = torch.where(met_again, -math.inf, torch.where(k.isfinite(), k, math.inf))
+        share = peak / self.size
+        limit = 1 + share.log() / math.log(self.num)
+        return torch.where(share <= _SMALL_SHARE, khat.minimum(limit), khat)
