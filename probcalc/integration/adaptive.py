@@ -156,7 +156,8 @@ def adaptive(measure: Measure, num_elements: int, goal: Goal) -> Swept:
     coarse = gauss_kronrod(device, _CHECKS)
     per_end = START if len(measure.ends.elem) <= _MANY * num_elements else 1
     panels = first_panels(measure.ends, per_end)
-    each = min(ATTENTION * num_elements, ATTENTION_OF_ALL) // max(len(panels.lo), 1)
+    attention = min(ATTENTION, goal.max_evals // 2) * num_elements
+    each = min(attention, ATTENTION_OF_ALL) // max(len(panels.lo), 1)
     rule = gauss_kronrod(device, max(each, _CHECKS))
     first, num_ends = measure(panels, rule), len(measure.ends.elem)
     first_ends = measure.ends.elem[panels.end]

@@ -149,9 +149,9 @@ def _found(problem: Problem, tolerance: Tolerance) -> BoxMesh:
 
 
 def _nothing(box: Box, none: Tensor, dim: int) -> tuple[Cells, Sums]:
-    """Boxes of no width only: the integrand is asked once, for the shape of its values."""
-    middle = torch.full((1, 1, dim), 0.5, dtype=torch.float64, device=none.device)
-    value = box.at(middle, torch.zeros(1, dtype=torch.long, device=none.device))[0, :0]
+    """Boxes of no width only: the integrand is asked for the shape of its values."""
+    middle = torch.full((1, 0, dim), 0.5, dtype=torch.float64, device=none.device)
+    value = box.at(middle, none)[0]
     size = value.abs()
     return whole(none, dim, 0), Sums(value, size, size, size)
 

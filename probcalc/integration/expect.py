@@ -18,7 +18,7 @@ from probcalc.integration.choose import ExpectationMethod, ladder
 from probcalc.integration.cubature import Cubature
 from probcalc.integration.expectation import Expectation, expectation
 from probcalc.integration.gauss_quadrature import GaussQuadrature
-from probcalc.integration.problem import Solved, Tolerance
+from probcalc.integration.problem import Solved, Tolerance, refuse_transforms
 from probcalc.result import Estimate
 
 _GOOD_ENOUGH = 1e-4  # relative error of cubature that Monte Carlo need not try to undercut
@@ -67,13 +67,16 @@ def expect(
         parameters and in what `fn` closes over.
 
     Raises:
-        TypeError: If `fn` or `dist` is not what it should be.
+        TypeError: If `fn` or `dist` is not what it should be; inside `vmap` or a compiled graph,
+            but with `GaussQuadrature`.
         ValueError: If shapes or devices do not fit.
 
     >>> expect(lambda x: x.exp(), torch.distributions.Normal(0.0, 1.0), dtype=torch.float64).value
     tensor(1.6487, dtype=torch.float64)
     """
     tolerance = Tolerance(rtol, atol, max_evals, confidence, generator)
+    if not isinstance(method, GaussQuadrature):
+        refuse_transforms()
     posed = expectation(fn, dist, args=args, breaks=breaks, dtype=dtype)
     solved = method.expect(posed, tolerance) if method else best(posed, tolerance)
     reads = not isinstance(method, GaussQuadrature)

@@ -59,6 +59,12 @@ class Integrand:
 
     def _on_full_batches(self, x: Tensor, elem: Tensor) -> Tensor:
         n, b = x.shape[0], math.prod(self.batch)
+        if not len(elem):
+            nothing = self.filler.to(x.dtype).expand(n, b, *self.event)
+            values = called(
+                self.fn, nothing.reshape(n, *self.batch, *self.event), self.args, self.batch
+            )
+            return values.reshape(n, b, *values.shape[1 + len(self.batch) :])[:, :0]
         order = elem.argsort(stable=True)
         counts = elem.bincount(minlength=b)
         first = counts.cumsum(0) - counts
@@ -79,9 +85,13 @@ def called(
     """The function's values, checked, in float64 or complex128.
 
     Raises:
-        ValueError: If it does not return a tensor of shape ``(n, *batch, *out)``.
+        ValueError: If it does not return a tensor of shape ``(n, *batch, *out)``, or changes its
+            argument.
     """
+    version = version_of(x)
     values = fn(x, *args)
+    if version_of(x) != version:
+        raise ValueError(CHANGED)
     lead = (x.shape[0], *batch)
     if not torch.is_tensor(values) or values.shape[: len(lead)] != lead:
         got = tuple(values.shape) if torch.is_tensor(values) else type(values).__name__
@@ -90,3 +100,15 @@ def called(
             f"axes, for points of shape {tuple(x.shape)}; got {got}."
         )
     return values.to(torch.complex128 if values.is_complex() else torch.float64)
+
+
+CHANGED = (
+    "the integrand must not change its argument in place: write `x = x + 1` for `x += 1`, "
+    "or clone."
+)
+
+
+def version_of(x: Tensor) -> int:
+    """How often a tensor has been changed in place."""
+    untracked = torch.compiler.is_compiling() or x.is_inference()
+    return 0 if untracked else x._version

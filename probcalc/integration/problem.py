@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Inexact, Int
 from torch import Tensor
@@ -205,11 +206,18 @@ def problem(
         raise ValueError(f"`event_dim` must be 0 (intervals) or 1 (boxes), got {event_dim}.")
     if not isinstance(args, tuple):
         raise TypeError(f"`args` must be a tuple of tensors, got {type(args).__name__}.")
+    if event_dim and breaks is not None:
+        raise ValueError("`breaks` are for intervals: cut a box into a batch of boxes instead.")
     device = common_device({"lower": lower, "upper": upper, "breaks": breaks}, args)
     evaluated = dtype or common_dtype((lower, upper, *args))
-    lo, hi = torch.broadcast_tensors(
-        _limit("lower", lower, device, reads), _limit("upper", upper, device, reads)
-    )
+    lo, hi = (_limit(n, t, device, reads) for n, t in (("lower", lower), ("upper", upper)))
+    try:
+        lo, hi = torch.broadcast_tensors(lo, hi)
+    except RuntimeError:
+        raise ValueError(
+            f"`lower` of shape {tuple(lo.shape)} and `upper` of shape {tuple(hi.shape)} must "
+            "broadcast."
+        ) from None
     batch = _batch(lo, event_dim)
     flat = tuple(flattened(i, a, batch) for i, a in enumerate(args))
     b = math.prod(batch)
@@ -224,13 +232,21 @@ def problem(
 
 
 def common_dtype(given: Sequence[Any]) -> torch.dtype:
-    """Of the floating tensors among what was given; float64 where there are none."""
+    """Of the floating tensors among what was given; float64 where there are none.
+
+    Raises:
+        TypeError: If that is half precision.
+    """
     found = [t.dtype for t in given if torch.is_tensor(t) and t.is_floating_point()]
     if not found:
         return torch.float64
     dtype = found[0]
     for other in found[1:]:
         dtype = torch.promote_types(dtype, other)
+    if dtype.itemsize < torch.float32.itemsize:
+        raise TypeError(
+            f"{dtype} resolves too few points of a domain: convert to float32, or pass `dtype=`."
+        )
     return dtype
 
 
@@ -250,10 +266,17 @@ def common_device(named: dict[str, Any], args: tuple[Any, ...]) -> torch.device:
 def _limit(name: str, given: Limit, device: torch.device, reads: bool) -> Float[Tensor, " ..."]:
     if isinstance(given, complex) or (torch.is_tensor(given) and given.is_complex()):
         raise TypeError(f"`{name}` must be real; integrate a complex function along a real path.")
+    if not isinstance(given, (Tensor, float, int)) and not _is_numbers(given):
+        raise TypeError(f"`{name}` must be a number or a tensor, got {type(given).__name__}.")
     limit = as_double(given, device)
     if reads and bool(limit.isnan().any()):
         raise ValueError(f"`{name}` must not be NaN, got {given!r}.")
     return limit
+
+
+def _is_numbers(given: Any) -> bool:
+    """NumPy's scalars and arrays, and sequences of numbers."""
+    return bool(np.issubdtype(np.asarray(given).dtype, np.number))
 
 
 def as_double(given: Any, device: torch.device) -> Tensor:
@@ -264,12 +287,29 @@ def as_double(given: Any, device: torch.device) -> Tensor:
     return torch.as_tensor(given, dtype=torch.float64, device=device)
 
 
+def refuse_transforms() -> None:
+    """Refuse to run where numbers cannot be read.
+
+    Raises:
+        TypeError: Inside `vmap` or a compiled graph.
+    """
+    inside = torch._C._functorch.peek_interpreter_stack()
+    mapped = inside is not None and inside.key() == torch._C._functorch.TransformType.Vmap
+    if mapped or torch.compiler.is_compiling():
+        raise TypeError(
+            "adaptive methods read numbers and cannot run inside vmap or a compiled graph: pass "
+            "`method=GaussQuadrature(n)`, whose cost is fixed, or the batch as limits and `args`."
+        )
+
+
 def _batch(limit: Tensor, event_dim: int) -> tuple[int, ...]:
     if event_dim and not limit.ndim:
         raise ValueError(
             "limits of boxes must have shape (*batch, d); got two numbers. Use event_dim=0 for "
             "intervals."
         )
+    if event_dim and not limit.shape[-1]:
+        raise ValueError(f"boxes need at least one dimension, got limits {tuple(limit.shape)}.")
     return tuple(limit.shape[: limit.ndim - event_dim])
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probcalc.integration.edges import CLEAR, SHARE, STEADY
+from probcalc.integration.integrand import CHANGED, version_of
 from probcalc.integration.measure import FAINT, applied
 from probcalc.integration.panels import START, ends_of, first_panels
 from probcalc.integration.problem import DEFAULT_RTOL, Tolerance
@@ -27,7 +28,7 @@ from probcalc.result import Estimate
 METHOD = "adaptive Gauss–Kronrod"
 _CHECKS = 2**12  # of the interpolants, over all panels
 _APPROACH = (4e-3, 1.6e-5, 6e-8)  # to an end, relative to its panel
-_EPS = torch.finfo(torch.float64).eps
+_TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,10 +91,15 @@ def quick(
     if around_zero or not lower < upper:
         return None
     layout = _layout(left, right, device)
+    if len(layout.points) > (tolerance.max_evals or math.inf):
+        return None
     shift = upper if left and not right else 0.0 if left else lower
     scale = 1.0 if left or right else upper - lower
     x = torch.add(shift, layout.points, alpha=scale).to(dtype)
+    version = version_of(x)
     f = fn(x, *args)
+    if version_of(x) != version:
+        raise ValueError(CHANGED)
     if not torch.is_tensor(f) or f.shape != x.shape or f.requires_grad or f.is_complex():
         return None
     f, near = f.double().tensor_split([layout.slope.numel()])
@@ -108,7 +114,7 @@ def quick(
     value, size = scale * value, scale * size
     error = scale * (distance + miss + beside)
     # points of a narrow interval far from zero are rounded
-    blur = 1.0 if left or right else max(abs(lower), abs(upper)) / scale
+    blur = 1.0 if left or right else max(abs(lower), abs(upper)) / max(scale, _TINY)
     noise = torch.finfo(dtype).eps * (1 + blur) * size
     rtol = (tolerance.rtol or 0.0) if tolerance.asked else DEFAULT_RTOL
     allowed = max(rtol * abs(value), tolerance.atol or 0.0)

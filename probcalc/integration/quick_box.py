@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probcalc.integration.adaptive import Goal
+from probcalc.integration.integrand import CHANGED, version_of
 from probcalc.integration.orthogonal import LEGENDRE
 from probcalc.integration.problem import DEFAULT_RTOL, Tolerance
 from probcalc.integration.products import products
@@ -40,7 +41,10 @@ def quick_box(
 
     def at(points: Tensor, elem: Tensor) -> Tensor:
         x = torch.addcmul(lower, width, points).to(dtype)
+        version = version_of(x)
         f = fn(x, *args)
+        if version_of(x) != version:
+            raise ValueError(CHANGED)
         plain = torch.is_tensor(f) and f.shape == x.shape[:1] and not f.is_complex()
         if not plain or f.requires_grad:
             raise _Hard
