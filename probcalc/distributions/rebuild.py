@@ -71,13 +71,13 @@ def copied(dist: td.Distribution) -> td.Distribution:
 def in_double(dist: td.Distribution) -> td.Distribution:
     """The same distribution with float64 parameters, which does not validate what it is given.
 
-    The distribution itself where it cannot be taken apart.
+    The distribution itself where it cannot be taken apart, or not be made in float64.
     """
     try:
         tensors, build = taken_apart(dist)
-    except NotImplementedError:
+        return build([t.double() if t.is_floating_point() else t for t in tensors])
+    except (NotImplementedError, RuntimeError, TypeError):
         return dist
-    return build([t.double() if t.is_floating_point() else t for t in tensors])
 
 
 def _num(dist: td.Independent) -> int:
@@ -133,7 +133,7 @@ def _plain(dist: td.Distribution) -> tuple[list[Tensor], Builder]:
         raise NotImplementedError(
             f"{type(dist).__name__} does not name its parameters in `arg_constraints`."
         )
-    extra = {n: getattr(dist, n) for n in _SETTINGS if n in vars(dist) and n not in names}
+    extra = {n: getattr(dist, n) for n in _SETTINGS if _is_set(dist, n) and n not in names}
 
     def build(given: Sequence[Tensor]) -> td.Distribution:
         return type(dist)(**dict(zip(names, given, strict=True)), **extra, validate_args=False)
@@ -151,3 +151,8 @@ def _stored(dist: td.Distribution, name: str) -> bool:
         return True
     spellings = {"probs", "logits", "scale_tril", "covariance_matrix", "precision_matrix"}
     return name not in spellings and hasattr(dist, name)
+
+
+def _is_set(dist: td.Distribution, setting: str) -> bool:
+    """Whether a constructor asks for it: some families keep their temperature in the base."""
+    return setting in vars(dist) or (setting == "temperature" and hasattr(dist, setting))

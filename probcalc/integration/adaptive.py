@@ -28,6 +28,7 @@ from probcalc.integration.panels import (
     CHILDREN,
     SHELLS,
     START,
+    START_INFINITE,
     Ends,
     Panels,
     first_panels,
@@ -154,7 +155,8 @@ def adaptive(measure: Measure, num_elements: int, goal: Goal) -> Swept:
     """
     device = measure.ends.elem.device
     coarse = gauss_kronrod(device, _CHECKS)
-    per_end = START if len(measure.ends.elem) <= _MANY * num_elements else 1
+    per_end = START_INFINITE if measure.ends.some_infinite else START
+    per_end = per_end if len(measure.ends.elem) <= _MANY * num_elements else 1
     panels = first_panels(measure.ends, per_end)
     attention = min(ATTENTION, goal.max_evals // 2) * num_elements
     each = min(attention, ATTENTION_OF_ALL) // max(len(panels.lo), 1)

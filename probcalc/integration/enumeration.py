@@ -153,8 +153,9 @@ def _found(summand: Summand, span: Span, most: int) -> tuple[Windows, Tensor, Te
     if summand.growth is not None:
         look = _declared(summand, summand.growth)
     else:
-        log_max = math.log(torch.finfo(summand.posed.dtype).max)
-        over = overflow_of(look, span, math.inf if summand.posed.shift is not None else log_max)
+        precision = torch.finfo(summand.posed.dtype)
+        largest = math.inf if summand.posed.shift is not None else math.log(precision.max)
+        over = overflow_of(look, span, precision.eps, largest)
     span = _widened(summand, span, over, most)
     grid = explored(_finite(look), span, torch.stack([over.reach, over.reach + 1]))
     found = windows(grid, span, most)

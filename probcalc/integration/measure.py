@@ -215,7 +215,7 @@ def _needles(
     the rule misses them, or lives by one of them, as the sum over all points shows.
     """
     n, k = u.shape
-    none = u.new_full((k, 1), math.nan)
+    none = u.new_full((k, _MOST_NEEDLES), math.nan)
     if n < _MANY_POINTS or not k:
         return none
     f = f[rule.order]

@@ -12,6 +12,7 @@ come. A function that jumps to infinity is infinite, however small the mass is.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +22,9 @@ from torch import Tensor
 from probcalc.integration.windows import Look, Span, first_points
 
 _STEP = 16  # of k: over which slopes are taken
-_BEND = 1e-9  # difference of slopes that rounding explains
+_BEND, _ROUNDING = 1e-9, 64.0  # what rounding does to slopes, that of f in units in the last place
 _SHRINK = 0.75  # of a rise to the one before, each over a doubling of k
-_NO_MASS = -745.0  # log of the smallest positive float
+_NOTHING = 1e-16  # term of a function that is not a number there, were it the largest there is
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +44,14 @@ class Overflow:
     rising: Bool[Tensor, " b"]
 
 
-def overflow_of(look: Look, span: Span, log_max: float) -> Overflow:
+def overflow_of(look: Look, span: Span, eps: float, log_max: float) -> Overflow:
     """Of a function, from |log f| and log p in points that spread over the support.
 
     Args:
         look: Gives log|f|, infinite or NaN as it may be, and log p.
         span: Where to look.
-        log_max: Logarithm of the largest number of the function's precision.
+        eps: Unit in the last place of the function's precision.
+        log_max: Logarithm of the largest number of that precision.
     """
     x = first_points(span)
     log_f, log_p = look(x)
@@ -62,7 +64,8 @@ def overflow_of(look: Look, span: Span, log_max: float) -> Overflow:
     far = torch.where(bad & above, x, torch.inf).amin(dim=0)
     reach = _last_finite(look, span.last, far)
     found = far.isfinite()
-    known, rising, rest = _continued(look, torch.where(found, reach, span.last), log_max)
+    start = torch.where(found, reach, span.last)
+    known, rising, rest = _continued(look, start, eps, log_max)
     reach = torch.where(found & known, reach, torch.inf)
     rest = torch.where((found & known)[:, None], rest, 0.0)
     return Overflow(reach, rest, elsewhere | found & ~known, found & rising)
@@ -77,7 +80,9 @@ def _last_finite(look: Look, low: Tensor, high: Tensor) -> Float[Tensor, " b"]:
     return low
 
 
-def _continued(look: Look, k: Float[Tensor, " b"], log_max: float) -> tuple[Tensor, ...]:
+def _continued(
+    look: Look, k: Float[Tensor, " b"], eps: float, log_max: float
+) -> tuple[Tensor, ...]:
     """Whether the terms beyond k are known to be few, whether they rise, and their sum."""
     places = torch.stack([k, (0.5 * k).floor(), (0.25 * k).floor()])
     step = (k / _STEP).ceil()
@@ -86,15 +91,17 @@ def _continued(look: Look, k: Float[Tensor, " b"], log_max: float) -> tuple[Tens
     slope, fall = ((t[:3] - t[3:6]) / step[:, None] for t in (log_f, terms))
     zero = log_f[0].isneginf()  # nothing to continue
     overflows = (log_f[0] + 2 * slope[0] >= log_max) | zero
-    artefact = log_f[6].isnan() & (log_p[6] < _NO_MASS)[:, None]
-    even = slope[0] - slope[1] <= (slope[1] - slope[2]).clamp(min=0.0) + _BEND
+    most = (log_p[6] + log_max)[:, None]  # of the term after k, were it finite
+    artefact = log_f[6].isnan() & (most < math.log(_NOTHING))
+    bend = _BEND + _ROUNDING * eps / step[:, None]
+    even = slope[0] - slope[1] <= (slope[1] - slope[2]).clamp(min=0.0) + bend
     rise, before = fall[0] - fall[1], fall[1] - fall[2]
-    shrinks = (rise <= _BEND) | (rise <= _SHRINK * before)
+    shrinks = (rise <= bend) | (rise <= _SHRINK * before)
     last = fall[0] + _SHRINK / (1 - _SHRINK) * rise.clamp(min=0.0)
     known = ((overflows | artefact) & even & shrinks & (last < 0)) | (artefact & zero)
     rest = (terms[0] + last - torch.log(-torch.expm1(last))).exp()
-    rest = torch.where(zero, 0.0, rest)
+    rest = torch.where(zero, 0.0, rest) + torch.where(artefact, most.exp(), 0.0)
     enough = k >= 2 * _STEP
-    rising = (overflows & (fall[0] >= -_BEND)).any(dim=-1)
+    rising = (overflows & (fall[0] >= -bend)).any(dim=-1)
     fine = log_f[6].isnan() | log_f[6].isposinf()
     return (known | ~fine).all(dim=-1) & enough, rising, rest

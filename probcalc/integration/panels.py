@@ -20,6 +20,7 @@ SHELL_RATIO = 4.0
 ATTENTION = 2**13  # checks that an integral gets at first
 ATTENTION_OF_ALL = 2**19  # that a large batch shares
 START = 4  # panels of an end at first
+START_INFINITE = 14  # the same where some end is infinite: octaves on the way there
 SHELLS = 4  # opened at once when an end is refined
 _HALVES = 2  # panels of a shell
 _SECTIONS = 4  # of any other panel

@@ -20,13 +20,13 @@ from torch import Tensor
 from probcalc.integration.edges import CLEAR, SHARE, STEADY
 from probcalc.integration.integrand import CHANGED, version_of
 from probcalc.integration.measure import FAINT, applied
-from probcalc.integration.panels import START, ends_of, first_panels
+from probcalc.integration.panels import START, START_INFINITE, ends_of, first_panels
 from probcalc.integration.problem import DEFAULT_RTOL, Tolerance
 from probcalc.integration.rules import PanelRule, barycentric, gauss_kronrod
 from probcalc.result import Estimate
 
 METHOD = "adaptive Gauss–Kronrod"
-_CHECKS = 2**12  # of the interpolants, over all panels
+_CHECKS = 5632  # of the interpolants, over all panels
 _APPROACH = (4e-3, 1.6e-5, 6e-8)  # to an end, relative to its panel
 _TINY = torch.finfo(torch.float64).tiny
 
@@ -61,7 +61,7 @@ def _layout(left: bool, right: bool, device: torch.device) -> _Layout:
     inner = 0.0 if left or right else 1.0
     edges = [-math.inf if left else 0.0, *[0.0] * (left and right), math.inf if right else inner]
     ends = ends_of(torch.tensor([edges], dtype=torch.float64, device=device))
-    panels = first_panels(ends, START)
+    panels = first_panels(ends, START_INFINITE if left or right else START)
     rule = gauss_kronrod(device, _CHECKS // len(panels.lo))
     width = panels.hi - panels.lo
     u = torch.addcmul(panels.lo, width, rule.nodes[:, None])

@@ -46,6 +46,7 @@ _GAUSS = (
     0.0,
 )
 _EDGE = 1e-7
+_MANY, _LITTLE = 40, 0.1  # checks, and their jitter within a cell
 _GOLDEN = 0.5 * (5**0.5 - 1)
 
 
@@ -74,8 +75,10 @@ def gauss_kronrod(device: torch.device, num_checks: int) -> PanelRule:
     """The pair of 7 and 15 points (float64), with that many checks and two at the edges."""
     nodes, kronrod, gauss = _mirrored(_NODES, -1.0), _mirrored(_KRONROD), _mirrored(_GAUSS)
     j = np.arange(num_checks)
-    # one check in each of equal cells, without symmetry and without a common spacing
-    inner = 2 * (j + (j + 1) * _GOLDEN % 1) / num_checks - 1
+    # one check in each of equal cells, without symmetry and without a common spacing; where they
+    # are many, with no gap that is much wider than a cell
+    jitter = 1.0 if num_checks < _MANY else _LITTLE
+    inner = 2 * (j + 0.5 + jitter * ((j + 1) * _GOLDEN % 1 - 0.5)) / num_checks - 1
     # what crosses an edge from a neighbour shows there
     checks = np.concatenate([[-1 + _EDGE], inner, [1 - _EDGE]])
     weights = np.stack([kronrod, kronrod - gauss]) / 2

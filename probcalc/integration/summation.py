@@ -22,7 +22,7 @@ from probcalc.integration.problem import Solved
 from probcalc.integration.replay import rerun
 from probcalc.status import Status
 
-_ROUNDING = 6.0  # units in the last place of a term: those of f, of √p twice, and of products
+_ROUNDING = 4.0  # units in the last place: of f, and as many of √p twice and products
 _UNACCOUNTED = 1e-4  # mass whose absence is no rounding
 _SHARE = 1e-8  # of Σ |f p|: what is left out is more than a bar can say
 METHOD = "enumeration"
@@ -187,7 +187,7 @@ def solved(
     value = torch.where(
         whole.reshape(axes), sums.value / sums.mass.clamp(min=0.5).reshape(axes), sums.value
     )
-    rounding = torch.finfo(posed.dtype).eps * (_ROUNDING + num_blocks) * sums.size
+    rounding = (_ROUNDING * (torch.finfo(posed.dtype).eps + eps) + num_blocks * eps) * sums.size
     raw = sums.noise_size + lacking.reshape(axes) * sums.size
     noise = torch.where(whole.reshape(axes), _noise_about(value.detach(), sums, axes), raw)
     error = (rounding + noise + rest.reshape(sums.size.shape)).reshape(
