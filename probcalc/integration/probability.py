@@ -47,7 +47,7 @@ def probability(
 
     Raises:
         NotImplementedError: If draws are not numbers.
-        ValueError: If a limit is NaN, or the lower one above the upper one.
+        ValueError: If a limit is NaN.
 
     >>> normal = torch.distributions.Normal(torch.tensor(0.0, dtype=torch.float64), 1.0)
     >>> probability(normal, lower=30.0).value
@@ -62,8 +62,6 @@ def probability(
     )
     if bool((low.isnan() | high.isnan()).any()):
         raise ValueError("limits of a probability must not be NaN.")
-    if bool((low > high).any()):
-        raise ValueError(f"`lower` must not be above `upper`, got {lower} and {upper}.")
     batch = torch.broadcast_shapes(base.batch_shape, low.shape, high.shape)
     base = base if batch == base.batch_shape else base.expand(batch)
     discrete = support_of(base).discrete
