@@ -287,7 +287,6 @@ def _eigenvalues(a: Float[Tensor, " n *b"], b: Float[Tensor, " m *b"]) -> Float[
     return torch.linalg.eigvalsh(matrix).movedim(-1, 0)
 
 
-@torch.compiler.assume_constant_result
 def _constants(name: str, n: int) -> tuple[Tensor, ...]:
     """The rule of a weight without a shape."""
     weight = Weight(name)
@@ -295,6 +294,10 @@ def _constants(name: str, n: int) -> tuple[Tensor, ...]:
     p, checks = polynomials(weight, n, x), _between(x)
     prediction = polynomials(weight, n, checks).T @ (p * w)
     return tuple(torch.from_numpy(t) for t in (x, w * p[_degrees(n)], checks, prediction))
+
+
+# what `torch.compiler.assume_constant_result` marks, without its import of the compiler
+_constants._dynamo_marked_constant = True
 
 
 def _degrees(n: int) -> list[int]:
