@@ -185,6 +185,23 @@ def test_the_sum_of_the_masses_is_one(rate: float):
     assert abs(float(result.value) - 1) <= float(result.error) <= 1e-9
 
 
+# name -> (function, exact value under Poisson(4), computed in float32)
+SINGLES = {
+    "k": (lambda k: k, 4.0),
+    "3^k overflows early": (power(3.0), math.exp(8.0)),
+    "e^k overflows early": (lambda k: k.exp(), math.exp(4 * (math.e - 1))),
+    "not a number early": (lambda k: k.exp() / k.exp(), 1.0),
+}
+
+
+@pytest.mark.parametrize(("fn", "exact"), SINGLES.values(), ids=SINGLES.keys())
+def test_single_precision_knows_its_limits(fn, exact: float):
+    result = expect(fn, td.Poisson(torch.tensor(4.0)))
+    assert result.ok
+    assert result.value.dtype == torch.float32
+    assert abs(float(result.value) - exact) <= float(result.error) <= 1e-6 * exact
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_any_exponential_of_any_family(seed: int):
     """E z^K is the probability generating function."""
