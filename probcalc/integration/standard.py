@@ -134,10 +134,10 @@ def _value(
     values = checked_values(posed.fn(x.to(posed.dtype), *args), lead, tuple(x.shape))
     axes = [1] * (values.ndim - len(lead))
     if shift is not None:
-        values = (values - shift.reshape(*shift.shape, *axes)).exp()
+        values = (values - shift.reshape([*shift.shape, *axes])).exp()
     if image.log_ratio is None or not still:
         return values
-    return values * image.log_ratio(z).exp().reshape(*lead, *axes)
+    return values * image.log_ratio(z).exp().reshape([*lead, *axes])
 
 
 def _gamma(dist: td.Gamma) -> Standard:
