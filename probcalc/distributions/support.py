@@ -18,6 +18,8 @@ from torch.distributions import (
     constraints,
 )
 
+_INSIDE = 0.5  # a number in the domain of every transform
+
 
 @dataclass(frozen=True, eq=False)
 class Support:
@@ -97,8 +99,13 @@ def _of_image(base: Support, dist: TransformedDistribution) -> Support:
 
 
 def _image_of_end(transform: Transform, x: Tensor) -> Tensor:
-    """The transform of x; the ends of its domain go to those of its image, which it may clamp."""
-    image = transform(x)
+    """The transform of x; the ends of its domain go to those of its image, which it may clamp.
+
+    Where infinity goes does not depend on parameters, whose derivatives there would be NaN.
+    """
+    infinite = x.isinf()
+    inside = torch.where(infinite, _INSIDE, x)
+    image = torch.where(infinite, transform(x).detach(), transform(inside))
     if not transform.bijective:
         return image
     try:

@@ -59,7 +59,6 @@ class GaussQuadrature:
     """
 
     num_points: int = 20
-    fixed_cost = True
 
     def __post_init__(self) -> None:
         """Check the number."""

@@ -156,15 +156,19 @@ class Solved:
         """
         shape = (*batch, *self.value.shape[1:])
         kind = dtype.to_complex() if self.value.is_complex() else dtype
-        error = self.error
+        # whatever the method says, a value that is none has no bar
+        undefined = self.value.detach().isnan()
+        error = torch.where(undefined, math.inf, self.error)
         if dtype != torch.float64:
             rounding = torch.finfo(dtype).eps * self.value.detach().abs()
             error = error + torch.where(self.value.isfinite(), rounding, 0.0)
-        status = self.status
+        undefined = _any_output(undefined) & (self.status == 0)
+        status = self.status | torch.where(undefined, int(Status.NON_FINITE), int(Status.OK))
         if tolerance.asked:
             missed = tolerance.missed(self.value.detach(), error)
-            missed = missed.reshape(len(missed), -1).any(dim=1)
-            status = status | torch.where(missed, Status.TOLERANCE_NOT_REACHED, Status.OK)
+            status = status | torch.where(
+                _any_output(missed), Status.TOLERANCE_NOT_REACHED, Status.OK
+            )
         std_error = None if self.std_error is None else self.std_error.to(dtype).reshape(shape)
         result = Estimate(
             self.value.to(kind).reshape(shape),
@@ -181,6 +185,10 @@ class Solved:
             advice = f"{result!r}: {result.flags.advice}"
             warnings.warn(advice, EstimateWarning, stacklevel=stacklevel + 1)
         return result
+
+
+def _any_output(where: Bool[Tensor, " b *out"]) -> Bool[Tensor, " b"]:
+    return where.flatten(1).any(dim=1) if where.ndim > 1 else where
 
 
 def problem(

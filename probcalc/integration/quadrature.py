@@ -113,9 +113,9 @@ class PanelMesh:
         """Zero, with the derivatives in the limits: Leibniz's rule."""
         terms = []
         if problem.upper.requires_grad:
-            terms.append(_beyond(problem, problem.upper, problem.lower))
+            terms.append(_beyond(problem, problem.upper, problem.lower, self.shape))
         if problem.lower.requires_grad:
-            terms.append(-_beyond(problem, problem.lower, problem.upper))
+            terms.append(-_beyond(problem, problem.lower, problem.upper, self.shape))
         return sum(terms[1:], terms[0]) if terms else None
 
 
@@ -149,23 +149,26 @@ def _edges(problem: Problem) -> Float[Tensor, "b s"]:
     return torch.cat([lower, inner, upper], dim=1)
 
 
-def _beyond(problem: Problem, limit: Tensor, other: Tensor) -> Inexact[Tensor, "b o"]:
+def _beyond(
+    problem: Problem, limit: Tensor, other: Tensor, shape: tuple[int, ...]
+) -> Inexact[Tensor, "b o"]:
     """Zero, with the derivatives of the integral from where the limit is to where it may go.
 
     Two Gauss points in that empty interval give all derivatives to the fourth order, mixed ones
     with the arguments included.
     """
-    here = limit.detach()
-    step = torch.where(here.isfinite(), limit - here, 0.0)
-    place = torch.where(here.isfinite(), here, 0.0)
+    every, o = problem.integrand(), math.prod(shape)
+    finite = limit.detach().isfinite()
+    elem = finite.nonzero()[:, 0]  # an infinite limit has nowhere to go
+    here, other = limit[elem].detach(), other[elem].detach()
+    step = limit[elem] - here
     nodes = limit.new_tensor([[0.5 - 12**-0.5], [0.5 + 12**-0.5]])
-    elem = torch.arange(len(limit), device=limit.device)
-    integrand = problem.integrand()
     with torch.no_grad():
-        at_limit = integrand(place[None], elem)[0].reshape(len(limit), -1)
+        at_limit = every(here[None], elem)[0].reshape(len(elem), o)
         # infinite, or on the far side of a support that is open there
         bad = (~at_limit.isfinite() | (at_limit == 0)).all(dim=1)
-        inwards = torch.where(other.isfinite(), other - place, 1.0).clamp(-1.0, 1.0)
-        place = torch.where(bad, place + _STEP_INSIDE * inwards, place)
-    f = integrand(place + step * nodes, elem).reshape(2, len(limit), -1)
-    return step[:, None] * f.mean(dim=0)
+        inwards = (other - here).clamp(-1.0, 1.0)
+        here = torch.where(bad, here + _STEP_INSIDE * inwards, here)
+    f = every(here + step * nodes, elem).reshape(2, len(elem), o)
+    nothing = torch.zeros(len(limit), o, dtype=f.dtype, device=limit.device)
+    return nothing.index_copy(0, elem, step[:, None] * f.mean(dim=0))

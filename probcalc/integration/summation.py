@@ -24,6 +24,7 @@ from probcalc.status import Status
 
 _ROUNDING = 4.0  # units in the last place: of f, and as many of √p twice and products
 _UNACCOUNTED = 1e-4  # mass whose absence is no rounding
+_TINY = torch.finfo(torch.float64).tiny
 _SHARE = 1e-8  # of Σ |f p|: what is left out is more than a bar can say
 METHOD = "enumeration"
 
@@ -39,7 +40,7 @@ class Sums:
         value: Σ f p, differentiable.
         mass: Σ p, differentiable.
         size: Σ |f| p.
-        square: Σ |f|² p.
+        scatter: Σ |f − E f|² p, E f being that of these points alone.
         noise: Σ ε p.
         noise_square: Σ ε² p.
         noise_size: Σ ε |f| p.
@@ -49,17 +50,26 @@ class Sums:
     value: Inexact[Tensor, " ..."]
     mass: Float[Tensor, " ..."]
     size: Float[Tensor, " ..."]
-    square: Float[Tensor, " ..."]
+    scatter: Float[Tensor, " ..."]
     noise: Float[Tensor, " ..."]
     noise_square: Float[Tensor, " ..."]
     noise_size: Float[Tensor, " ..."]
     ratio: Float[Tensor, " ..."]
 
     def plus(self, other: Sums) -> Sums:
-        """Over the points of both."""
-        names = [f.name for f in fields(self) if f.name != "ratio"]
+        """Over the points of both: Chan, Golub & LeVeque (1983) for the scatter."""
+        names = [f.name for f in fields(self) if f.name not in {"ratio", "scatter"}]
         added = {n: getattr(self, n) + getattr(other, n) for n in names}
-        return Sums(**added, ratio=torch.maximum(self.ratio, other.ratio))
+        a, b = self.mass.detach(), other.mass.detach()
+        share = _beside(a * b / (a + b).clamp(min=_TINY), self.value)
+        scatter = self.scatter + other.scatter + share * (self.mean - other.mean).abs().square()
+        return Sums(**added, scatter=scatter, ratio=torch.maximum(self.ratio, other.ratio))
+
+    @property
+    def mean(self) -> Inexact[Tensor, " ..."]:
+        """Of these points alone, without gradients; zero where there is no mass."""
+        mass = _beside(self.mass.detach(), self.value)
+        return torch.where(mass > 0, self.value.detach() / mass.clamp(min=_TINY), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +87,7 @@ class Summand:
     growth: float | None = None
 
     def terms(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Values f p, the function's sizes, and p and log p, at points."""
+        """Values f p, the function itself without gradients, and p and log p, at points."""
         log_p = copied(self.dist).log_prob(x)
         f = self.posed.values(_where_mass_is(x, log_p.detach()))
         axes = [*log_p.shape, *[1] * (f.ndim - log_p.ndim)]
@@ -87,7 +97,7 @@ class Summand:
             return (f + exponent.reshape(axes)).exp(), size, log_p.exp(), log_p.detach()
         # by halves: p may underflow where f p does not
         half = (0.5 * log_p).exp().reshape(axes)
-        return f * half * half, f.detach().abs(), log_p.exp(), log_p.detach()
+        return f * half * half, f.detach(), log_p.exp(), log_p.detach()
 
     def logs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Log p and log|f|, −∞ where p is zero, without gradients."""
@@ -123,11 +133,17 @@ class Summand:
         ratio = torch.zeros_like(size[0])
         if self.growth is not None:
             alive = (mass > 0).reshape(axes)
-            ratio = torch.where(alive, f / (1 + k.reshape(axes)) ** self.growth, 0.0).amax(dim=0)
-        squares = torch.where(size > 0, f * size, 0.0).sum(dim=0)
+            ratio = torch.where(alive, f.abs() / (1 + k.reshape(axes)) ** self.growth, 0.0).amax(
+                dim=0
+            )
+        own = mass.sum(dim=0)
+        total = terms.detach().sum(dim=0)
+        mean = total / _beside(own.clamp(min=_TINY), total)
+        away = torch.where(size > 0, f - mean, 0.0).abs() * mass.sqrt().reshape(axes)
+        scatter = away.square().sum(dim=0)
         noises = [(noise**j * mass).sum(dim=0) for j in (1, 2)]
         sums = [t.sum(dim=0) for t in (terms, p, size)]
-        return (*sums, squares, *noises, (wide * size).sum(dim=0), ratio)
+        return (*sums, scatter, *noises, (wide * size).sum(dim=0), ratio)
 
     def _scale(self) -> Float[Tensor, " *batch"]:
         """Sizes of the parameters, those of an element where they can be told apart."""
@@ -142,6 +158,11 @@ class Summand:
             if size.numel():
                 total = total + (size if own or not size.ndim else size.amax())
         return total
+
+
+def _beside(per_element: Tensor, like: Tensor) -> Tensor:
+    """With axes for the function's outputs."""
+    return per_element.reshape([*per_element.shape, *[1] * (like.ndim - per_element.ndim)])
 
 
 def _noise(size: Tensor, log_p: Tensor) -> Tensor:
@@ -209,6 +230,5 @@ def solved(
 def _noise_about(mean: Tensor, sums: Sums, axes: list[int]) -> Tensor:
     """Σ ε |f − E f| p, by the triangle's or by Schwarz's inequality."""
     triangle = sums.noise_size + mean.abs() * sums.noise.reshape(axes)
-    variance = (sums.square - mean.abs().square()).clamp(min=0.0)
-    schwarz = sums.noise_square.reshape(axes).sqrt() * variance.sqrt()
+    schwarz = sums.noise_square.reshape(axes).sqrt() * sums.scatter.sqrt()
     return torch.minimum(triangle, schwarz.nan_to_num(nan=math.inf))

@@ -121,3 +121,32 @@ def test_the_reason_stands_in_the_result():
     }
     for reason, result in reasons.items():
         assert reason in result.diagnostics["reason"]
+
+
+# name -> (transforms of a parameter, E of the image of a standard normal)
+IMAGES = {
+    "scale": (
+        lambda q: [td.AffineTransform(number(0.0), q), td.ExpTransform()],
+        lambda q: (q * q / 2).exp(),
+    ),
+    "place": (
+        lambda q: [td.AffineTransform(q, number(1.0)), td.ExpTransform()],
+        lambda q: (q + 0.5).exp(),
+    ),
+    "place after all": (
+        lambda q: [td.ExpTransform(), td.AffineTransform(q, number(2.0))],
+        lambda q: q + 2 * math.exp(0.5),
+    ),
+}
+
+
+@pytest.mark.parametrize(("transforms", "exact"), IMAGES.values(), ids=IMAGES.keys())
+def test_parameters_of_transforms(transforms, exact):
+    """The ends of a support may or may not move with them; neither makes a NaN."""
+    q = number(0.7).requires_grad_()
+    dist = td.TransformedDistribution(td.Normal(number(0.0), number(1.0)), transforms(q))
+    result, truth = expect(lambda x: x, dist), exact(q)
+    assert result.ok
+    assert abs(float((result.value - truth).detach())) <= float(result.error)
+    slopes = [torch.autograd.grad(t, q)[0] for t in (result.value, truth)]
+    torch.testing.assert_close(*slopes, rtol=1e-6, atol=1e-8)
