@@ -20,7 +20,8 @@ from probcalc.distributions.log_density import log_density
 from probcalc.distributions.quantile import quantile
 from probcalc.distributions.rebuild import in_double
 from probcalc.distributions.support import support_of
-from probcalc.integration.expectation import Expectation, alive, checked_values, over_parameters
+from probcalc.integration.expectation import Expectation, alive, over_parameters
+from probcalc.integration.integrand import checked_values
 from probcalc.integration.problem import Problem
 
 _LEVELS = (1e-15, 1e-9, 1e-6, 1e-3, 0.05, 0.3)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from probcalc.distributions.rebuild import copied, taken_apart
+from probcalc.integration.integrand import checked_values
 from probcalc.integration.problem import as_double, common_device, flattened
 
 
@@ -145,21 +146,6 @@ def sample_like(dist: Distribution) -> Tensor:
     except NotImplementedError:
         floating = [t for t in vars(dist).values() if torch.is_tensor(t) and t.is_floating_point()]
     return floating[0] if floating else torch.zeros(())
-
-
-def checked_values(values: Any, lead: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
-    """Values of the right shape, in float64 or complex128.
-
-    Raises:
-        ValueError: If the shape does not start with `lead`.
-    """
-    if not torch.is_tensor(values) or values.shape[: len(lead)] != lead:
-        got = tuple(values.shape) if torch.is_tensor(values) else type(values).__name__
-        raise ValueError(
-            f"the function must return shape (n, *batch, *out), here {lead} and any further axes, "
-            f"for points of shape {shape}; got {got}."
-        )
-    return values.to(torch.complex128 if values.is_complex() else torch.float64)
 
 
 def alive(x: Tensor, log_p: Tensor) -> Tensor:

@@ -92,12 +92,22 @@ def called(
     values = fn(x, *args)
     if version_of(x) != version:
         raise ValueError(CHANGED)
-    lead = (x.shape[0], *batch)
+    return checked_values(values, (x.shape[0], *batch), tuple(x.shape))
+
+
+def checked_values(
+    values: Any, lead: tuple[int, ...], shape: tuple[int, ...]
+) -> Inexact[Tensor, " ..."]:
+    """Values of the right shape, in float64 or complex128.
+
+    Raises:
+        ValueError: If the shape does not start with `lead`.
+    """
     if not torch.is_tensor(values) or values.shape[: len(lead)] != lead:
         got = tuple(values.shape) if torch.is_tensor(values) else type(values).__name__
         raise ValueError(
-            f"the integrand must return shape (n, *batch, *out), here {lead} and any further "
-            f"axes, for points of shape {tuple(x.shape)}; got {got}."
+            f"the function must return shape (n, *batch, *out), here {lead} and any further axes, "
+            f"for points of shape {shape}; got {got}."
         )
     return values.to(torch.complex128 if values.is_complex() else torch.float64)
 

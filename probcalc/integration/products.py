@@ -140,13 +140,13 @@ class _Ladder:
         spent: list[tuple[Tensor, int]] = []
         plan, f = self._first(elem, spent), None
         while plan is not None and self._affordable(plan, spent):
-            coarse, fine, gain, f = self._evaluated(plan, f, elem, spent)
-            sums, met = self._compared((plan.coarse, coarse), (fine, f), gain)
+            coarse, f = self._evaluated(plan, f, elem, spent)
+            sums, met = self._compared((plan.coarse, coarse), (plan.fine, f), plan.gain)
             if met.all():
-                return Outcome([*done, Finished(elem, fine, sums)], elem[:0], spent)
+                return Outcome([*done, Finished(elem, plan.fine, sums)], elem[:0], spent)
             if met.any():
                 kept, settled = ~met, torch.as_tensor(met)
-                done.append(Finished(elem[settled], fine, sums[settled]))
+                done.append(Finished(elem[settled], plan.fine, sums[settled]))
                 elem, f = elem[~settled], f[:, kept]
             plan = self._next(plan, f)
         return Outcome(done, elem, spent)
@@ -160,7 +160,7 @@ class _Ladder:
 
     def _evaluated(
         self, plan: _Plan, f: Array | None, elem: Tensor, spent: list[tuple[Tensor, int]]
-    ) -> tuple[Array, Orders, float, Array]:
+    ) -> tuple[Array, Array]:
         """Values on the coarse and on the fine grid, ``(n, k, o)``; the latter may be there."""
         orders = [plan.coarse, plan.fine] if plan.fresh else [plan.coarse]
         grids = [grid(self.weights, one, elem.device) for one in orders]
@@ -168,7 +168,7 @@ class _Ladder:
         values = _called(self.at, points, elem)
         spent.append((elem, len(points)))
         n = len(grids[0].points)
-        return values[:n], plan.fine, plan.gain, values[n:] if plan.fresh else f
+        return values[:n], values[n:] if plan.fresh else f
 
     def _first(self, elem: Tensor, spent: list[tuple[Tensor, int]]) -> _Plan | None:
         dim = len(self.weights)

@@ -135,11 +135,11 @@ def quick(
 def _looked_at(
     layout: _Layout, f: Float[Tensor, "p n"], near: Float[Tensor, "e q"]
 ) -> list[float]:
-    """Integral, distance of the two rules, mean miss of the interpolant, integral of |f|,
-    mass near the ends, and whether there is a pole.
+    """Figures of one look, with NumPy's arrays on the CPU, which are twice as fast to call.
 
-    Of NumPy's arrays on the CPU, which are twice as fast to call.
-    """  # noqa: D205
+    Integral, distance of the two rules, mean miss of the interpolant, integral of |f|, mass near
+    the ends, and whether there is a pole.
+    """
     tables = layout.rule.weights, layout.predict, layout.near_predict, layout.distance, layout.ends
     if f.device.type == "cpu":
         f, near, *tables = (t.numpy() for t in (f, near, *tables))

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch import distributions as td
 
 from probcalc.distributions.rebuild import in_double
-from probcalc.integration.expectation import Expectation, checked_values, over_parameters
+from probcalc.integration.expectation import Expectation, over_parameters
+from probcalc.integration.integrand import checked_values
 from probcalc.integration.orthogonal import Weight
 from probcalc.integration.problem import Problem
 
