@@ -32,6 +32,7 @@ from probcalc.integration.panels import (
     Ends,
     Panels,
     first_panels,
+    numbered,
     refined,
 )
 from probcalc.integration.rules import PanelRule, gauss_kronrod
@@ -106,11 +107,11 @@ class Work:
 
     def only(self, kept: Bool[Tensor, " a"]) -> Work:
         """The rows to go on with."""
-        leaf = kept[self.row]
+        leaf, rows = numbered(kept[self.row]), numbered(kept)
         row = (kept.cumsum(0) - 1)[self.row[leaf]]
+        of_rows = self.spent[rows], self.trail[rows], self.poles[rows]
         panels, sums = self.panels[leaf], self.sums[leaf]
-        rows = self.spent[kept], self.trail[kept], self.poles[kept]
-        return Work(self.ids[kept], panels, row, sums, *rows, self.shells)
+        return Work(self.ids[rows], panels, row, sums, *of_rows, self.shells)
 
     def total(self, sums: Sums) -> Sums:
         """Of the panels of each row."""
@@ -358,11 +359,12 @@ def _grown(
 ) -> Work:
     """Refined panels replaced by their children."""
     row = torch.searchsorted(work.ids, ends.elem[fresh.end])
+    kept = numbered(~chosen)
     return replace(
         work,
-        panels=Panels.joined([work.panels[~chosen], fresh]),
-        row=torch.cat([work.row[~chosen], row]),
-        sums=Sums.joined([work.sums[~chosen], sums]),
+        panels=Panels.joined([work.panels[kept], fresh]),
+        row=torch.cat([work.row[kept], row]),
+        sums=Sums.joined([work.sums[kept], sums]),
         spent=work.spent + torch.bincount(row, minlength=len(work.ids)) * len(rule.nodes),
         shells=work.shells + SHELLS,
     )

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Inexact, Int, Num
 from torch import Tensor
 
-from probcalc.integration.panels import Ends, Panels
+from probcalc.integration.panels import Ends, Panels, numbered
 from probcalc.integration.rules import PanelRule
 
 _EPS = torch.finfo(torch.float64).eps
@@ -57,7 +57,8 @@ class Sums:
         return self.value, self.error, self.size, self.noise
 
     def __getitem__(self, index: Tensor) -> Sums:
-        return Sums(*(t[index] for t in self.columns))
+        at = numbered(index)
+        return Sums(*(t.index_select(0, at) for t in self.columns))
 
     def where(self, kept: Bool[Tensor, " k"]) -> Sums:
         """Zero in the other rows."""

@@ -14,7 +14,15 @@ from jaxtyping import Bool, Float, Inexact, Int
 from torch import Tensor
 
 from probcalc.integration.measure import FAINT, Measure, Measured, Sums, grouped
-from probcalc.integration.panels import START, Panels, ends_of, first_panels, joined_ends, refined
+from probcalc.integration.panels import (
+    START,
+    Panels,
+    ends_of,
+    first_panels,
+    joined_ends,
+    numbered,
+    refined,
+)
 from probcalc.integration.rules import PanelRule
 
 _OPENINGS = 3  # of an end at a needle before anything is judged
@@ -40,6 +48,7 @@ def with_needles(
     edges = _edges(measure, panels[found], needles[found])
     ends = ends_of(edges)
     fresh = first_panels(ends, START)
+    whole = numbered(~found)
     for _ in range(_OPENINGS):
         touching = fresh.touching
         fresh = Panels.joined([fresh[~touching], refined(fresh[touching])])
@@ -47,8 +56,8 @@ def with_needles(
     fresh = replace(fresh, end=fresh.end + len(measure.ends.elem))
     ends = joined_ends([measure.ends, replace(ends, elem=owner[ends.elem])])
     measure = replace(measure, ends=ends)
-    sums = Sums.joined([first.sums[~found], measure(fresh, rule).sums])
-    return measure, Panels.joined([panels[~found], fresh]), sums
+    sums = Sums.joined([first.sums[whole], measure(fresh, rule).sums])
+    return measure, Panels.joined([panels[whole], fresh]), sums
 
 
 def _searched(

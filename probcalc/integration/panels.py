@@ -83,13 +83,19 @@ class Panels:
         return self.lo == 0
 
     def __getitem__(self, index: Tensor) -> Panels:
-        return Panels(self.end[index], self.lo[index], self.hi[index], self.shell[index])
+        at = numbered(index)
+        return Panels(*(t.index_select(0, at) for t in (self.end, self.lo, self.hi, self.shell)))
 
     @staticmethod
     def joined(parts: list[Panels]) -> Panels:
         """All panels of all parts."""
         columns = zip(*((p.end, p.lo, p.hi, p.shell) for p in parts), strict=True)
         return Panels(*(torch.cat(c) for c in columns))
+
+
+def numbered(index: Bool[Tensor, " k"] | Int[Tensor, " l"]) -> Int[Tensor, " l"]:
+    """A mask's places, found once for all columns that are picked by it."""
+    return index.nonzero()[:, 0] if index.dtype == torch.bool else index
 
 
 def ends_of(edges: Float[Tensor, "b s"]) -> Ends:
