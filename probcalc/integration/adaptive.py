@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Inexact, Int, Num
 from torch import Tensor
 
 from probcalc.integration.edges import probed
 from probcalc.integration.extrapolation import levin_limit
+from probcalc.integration.goal import Goal
 from probcalc.integration.measure import Measure, Sums, grouped
 from probcalc.integration.needles import with_needles
 from probcalc.integration.panels import (
@@ -40,7 +39,6 @@ from probcalc.status import Status
 
 _EPS = torch.finfo(torch.float64).eps
 _TINY = torch.finfo(torch.float64).tiny
-_SMALL_NOISE = 1e-5  # of the integral of |f|: more is not rounding but a pole come near
 _SHARE = 0.5  # of the tolerance, for the panels that are left as they are
 _LATER = 1e-2  # of the present error, for panels whose turn has not come
 _FEWEST_SHELLS = 8  # before they are extrapolated
@@ -66,32 +64,6 @@ _MANY = 8  # ends of an element that count as many
 _CHECKS = 6  # of a panel, at least
 
 
-@dataclass(frozen=True)
-class Goal:
-    """When to stop.
-
-    Args:
-        rtol: Relative tolerance of every output.
-        atol: Absolute tolerance of every output.
-        max_evals: Evaluations that an element may spend.
-    """
-
-    rtol: float
-    atol: float
-    max_evals: int
-
-    def tolerance(self, sums: Sums) -> Float[Tensor, "k o"]:
-        """What the error may be: not less than rounding, as long as that is small."""
-        asked = (self.rtol * sums.value.abs()).clamp(min=self.atol)
-        rounding = torch.where(sums.noise.isinf(), math.inf, _SMALL_NOISE * sums.size)
-        return torch.maximum(asked, rounding.minimum(2.0 * sums.noise))
-
-    def allowed(self, magnitude: Any, noise: Any) -> Any:
-        """The same, of NumPy's arrays or tensors, where rounding is known to be small."""
-        larger = torch.maximum if torch.is_tensor(magnitude) else np.maximum
-        return larger(larger(self.rtol * magnitude, 2.0 * noise), self.atol + 0.0 * noise)
-
-
 @dataclass(frozen=True, eq=False)
 class Work:
     """Elements, in rows, and all their panels."""
@@ -109,9 +81,8 @@ class Work:
         """The rows to go on with."""
         leaf, rows = numbered(kept[self.row]), numbered(kept)
         row = (kept.cumsum(0) - 1)[self.row[leaf]]
-        of_rows = self.spent[rows], self.trail[rows], self.poles[rows]
-        panels, sums = self.panels[leaf], self.sums[leaf]
-        return Work(self.ids[rows], panels, row, sums, *of_rows, self.shells)
+        columns = self.spent[rows], self.trail[rows], self.poles[rows], self.shells
+        return Work(self.ids[rows], self.panels[leaf], row, self.sums[leaf], *columns)
 
     def total(self, sums: Sums) -> Sums:
         """Of the panels of each row."""

@@ -13,6 +13,7 @@ from probcalc.integration.expectation import Expectation
 from probcalc.integration.monte_carlo import MonteCarlo
 from probcalc.integration.problem import Solved, Tolerance
 from probcalc.integration.quadrature import GaussKronrod
+from probcalc.integration.sparse_grid import SparseGrid
 
 
 @runtime_checkable
@@ -44,6 +45,7 @@ def ladder(posed: Expectation) -> list[Rung]:
         rungs.append(Rung(GaussKronrod(), f"{name} has a density on the line"))
     else:
         rungs.append(Rung(Cubature(), f"{name} is an image of few independent coordinates"))
+        rungs.append(Rung(SparseGrid(), f"{name} is an image of independent coordinates"))
     return [*rungs, Rung(MonteCarlo(), f"no deterministic rule suits {name} and the function")]
 
 

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
-from probcalc.integration.adaptive import Goal
 from probcalc.integration.cells import NUDGE, POINTS, Box, Cells, rule_of, whole
 from probcalc.integration.expectation import Expectation
+from probcalc.integration.goal import Goal
 from probcalc.integration.grids import code_of, orders_of
 from probcalc.integration.measure import FAINT, Sums, grouped
 from probcalc.integration.orthogonal import LEGENDRE
@@ -32,7 +32,7 @@ from probcalc.integration.replay import differentiable
 from probcalc.integration.standard import as_standard
 from probcalc.status import Status
 
-_MOST_AXES = 7  # of an expectation
+MOST_AXES = 7  # for which products and regions are the best that there is
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Cubature:
             NotImplementedError: If the distribution is none, or has too many coordinates.
         """
         problem, axes = as_standard(posed, still=True)
-        if not 2 <= len(axes) <= _MOST_AXES:
+        if not 2 <= len(axes) <= MOST_AXES:
             raise NotImplementedError(
-                f"cubature is for 2 to {_MOST_AXES} independent coordinates, got {len(axes)}."
+                f"cubature is for 2 to {MOST_AXES} independent coordinates, got {len(axes)}."
             )
         weights = tuple(axis.weight() for axis in axes)
         return self.solve(replace(problem, weights=weights), tolerance)

@@ -43,9 +43,10 @@ def expect(
     Discrete distributions are summed; declared functions (`Moment`) use the family's formula;
     distributions on the line are integrated by adaptive quadrature between their quantiles, so
     that narrow or distant mass is found; vectors that are images of up to seven independent
-    coordinates (normal, Dirichlet, independent ones, ...) by cubature over these; the rest is
-    averaged over draws, with a bar that is refused where the terms have no variance. The result
-    names the method, and in its diagnostics the reason for it.
+    coordinates (normal, Dirichlet, independent ones, ...) by cubature over these, of up to a
+    hundred by draws of what a sparse interpolant misses; the rest is averaged over draws, with a
+    bar that is refused where the terms have no variance. The result names the method, and in its
+    diagnostics the reason for it.
 
     Args:
         fn: ``fn(x, *args)`` takes draws ``(n, *batch, *event)`` and returns ``(n, *batch,
@@ -95,7 +96,7 @@ def best(posed: Expectation, tolerance: Tolerance) -> Solved:
         if isinstance(rung.method, Cubature) and not _sharp(solved):
             rough = solved
             continue
-        return solved if rough is None else _sharper(rough, solved)
+        return solved if rough is None else _sharper(rough, solved, tolerance.confidence)
     raise AssertionError("the last rung takes every family")
 
 
@@ -105,10 +106,8 @@ def _sharp(solved: Solved) -> bool:
     return bool(((solved.status == 0) & small.reshape(len(small), -1).all(dim=1)).all())
 
 
-def _sharper(a: Solved, b: Solved) -> Solved:
-    """The one whose bars are smaller where neither is flagged."""
-    bars = [
-        s.error.where((s.status == 0).reshape(-1, *[1] * (s.error.ndim - 1)), math.inf)
-        for s in (a, b)
-    ]
-    return a if bool((bars[0] <= bars[1]).all()) else b
+def _sharper(a: Solved, b: Solved, confidence: float) -> Solved:
+    """Element by element the one whose bars are smaller where neither is flagged."""
+    bars = [s.error.reshape(len(s.error), -1).sum(dim=1) for s in (a, b)]
+    mine, other = (t.where(s.status == 0, math.inf) for t, s in zip(bars, (a, b), strict=True))
+    return a.or_better(b, other < mine, confidence)

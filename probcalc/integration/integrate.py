@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from probcalc.integration.cubature import Cubature
+from probcalc.integration.cubature import MOST_AXES, Cubature
 from probcalc.integration.gauss_quadrature import GaussQuadrature
 from probcalc.integration.problem import (
     Limit,
@@ -28,6 +28,7 @@ from probcalc.integration.problem import (
 from probcalc.integration.quadrature import GaussKronrod
 from probcalc.integration.quick import quick
 from probcalc.integration.quick_box import quick_box
+from probcalc.integration.sparse_grid import SparseGrid
 from probcalc.result import Estimate
 
 
@@ -76,7 +77,8 @@ def integrate(
         breaks: Points ``(s)`` or ``(*batch, s)`` where the integrand is rough or narrow.
         rtol: Relative tolerance; 1e-8 is tried for where none is given.
         atol: Absolute tolerance; of the two the looser holds.
-        method: Default `GaussKronrod()`, for boxes `Cubature()`.
+        method: Default `GaussKronrod()`, for boxes `Cubature()`, in more than seven dimensions
+            `SparseGrid()`.
         max_evals: Points that each element may spend (default 131,072; boxes 1,048,576).
         confidence: Level of the bar of random methods.
         dtype: Precision of the points; default that of the tensors given, else float64.
@@ -102,8 +104,7 @@ def integrate(
         easy = glance(fn, lower, upper, args, dtype, tolerance)
         if easy is not None:
             return easy
-    chosen = method or (Cubature() if event_dim else GaussKronrod())
-    reads = not isinstance(chosen, GaussQuadrature)
+    reads = not isinstance(method, GaussQuadrature)
     posed = problem(
         fn,
         lower,
@@ -114,8 +115,16 @@ def integrate(
         dtype=dtype,
         reads=reads,
     )
-    solved = chosen.solve(posed, tolerance)
+    solved = (method or best(posed)).solve(posed, tolerance)
     return solved.estimate(posed.batch, posed.dtype, tolerance, stacklevel=2, reads=reads)
+
+
+def best(posed: Problem) -> IntegrationMethod:
+    """The rule that suits intervals, or boxes of few or of many dimensions."""
+    if not posed.event:
+        return GaussKronrod()
+    moving = posed.lower.requires_grad or posed.upper.requires_grad
+    return Cubature() if posed.event[0] <= MOST_AXES or moving else SparseGrid()
 
 
 def _at_a_glance(

@@ -67,13 +67,13 @@ class MonteCarlo:
         most = self.num_draws or tolerance.max_evals or _MAX_EVALS
         stretched = min(_STRETCHED, most // _SHARE)
         n = self.num_draws or max(2, most - len(_STRETCHES) * stretched)
-        draws = _Draws(posed, draw_seed(tolerance.generator))
+        draws = Draws(posed, draw_seed(tolerance.generator))
         value, terms = draws.averaged(n)
         eps = torch.finfo(posed.dtype).eps
         bar = half_width(terms.std_error, None, tolerance.confidence)
         bar = bar + _ROUNDING * eps * terms.size / n
         unseen, looked = draws.unseen(terms, eps, stretched)
-        status = _judged(terms, unseen > bar)
+        status = judged(terms, unseen > bar)
         bad = (status != 0).reshape(-1, *[1] * (bar.ndim - 1))
         error = torch.where(bad, math.inf, bar)
         constant = bool(terms.equal(eps).all())
@@ -83,14 +83,17 @@ class MonteCarlo:
 
 
 @dataclass(frozen=True, eq=False)
-class _Draws:
+class Draws:
     """Terms from draws that depend on the seed and on the number of the block alone."""
 
     posed: Expectation
     seed: int
 
     def averaged(self, n: int) -> tuple[Tensor, Running]:
-        """Mean of f over n draws, differentiable, and what the terms were like."""
+        """Mean of f over n draws, differentiable, and what the terms were like.
+
+        Both of shape ``(b, *out)``.
+        """
         top = tail_length(n) + 1
         found: Running | None = None
         total: Tensor | float = 0.0
@@ -107,14 +110,15 @@ class _Draws:
 
     def _block(self, block: int, size: int, top: int) -> tuple[Tensor, ...]:
         dist = _fresh(self.posed.dist)
-        x = self._drawn(dist, block, size)
+        x = self.drawn(dist, block, size)
         f = self._terms(x)
         own = Running.of(f.detach(), top)
         if not dist.has_rsample:
             f = f * _score(dist, x, f)
         return (f.sum(dim=0), *list(vars(own).values())[1:])
 
-    def _drawn(self, dist: Distribution, block: int, size: int) -> Tensor:
+    def drawn(self, dist: Distribution, block: int, size: int) -> Tensor:
+        """The draws of a block."""
         with forked(child(self.seed, block).initial_seed(), self.posed.device):
             return dist.rsample((size,)) if dist.has_rsample else dist.sample((size,))
 
@@ -138,7 +142,7 @@ class _Draws:
             return nothing, 0
         total = nothing
         with torch.no_grad():
-            x = self._drawn(posed.dist, -1, num).detach()
+            x = self.drawn(posed.dist, -1, num).detach()
             for stretch in _STRETCHES:
                 y, log_weight = _stretched(posed.dist, x, stretch)
                 f = self._terms(y)
@@ -196,17 +200,24 @@ def _stretched(dist: Distribution, x: Tensor, stretch: float) -> tuple[Tensor, T
     return y, torch.where(inside, log_weight, -math.inf)
 
 
-def _judged(terms: Running, unseen: Tensor) -> Int[Tensor, " b"]:
-    """Flags of the terms of a mean: their tail, their number, and whether they say anything."""
+def judged(terms: Running, unseen: Tensor, settled: Tensor | None = None) -> Int[Tensor, " b"]:
+    """Flags of the terms of a mean: their tail, their number, and whether they say anything.
+
+    Args:
+        terms: As they were.
+        unseen: Where values outside their range matter.
+        settled: Where no more is asked of them than to be finite.
+    """
     b = len(terms.mean)
     khat, effective = terms.khat(), terms.effective
     error = (1 + _NO_MEAN) / max(1, tail_length(terms.num)) ** 0.5
     still = terms.top[0] == 0
+    asked = torch.ones_like(still) if settled is None else ~settled
     flags = {
         Status.NON_FINITE: ~terms.finite,
-        Status.DIVERGENT: (khat > _NO_VARIANCE) & (khat >= _NO_MEAN - _SPREAD * error),
-        Status.INFINITE_VARIANCE: (khat > _NO_VARIANCE) & khat.isfinite(),
-        Status.UNRESOLVED_MASS: still | (effective < _FEW) | unseen,
+        Status.DIVERGENT: asked & (khat > _NO_VARIANCE) & (khat >= _NO_MEAN - _SPREAD * error),
+        Status.INFINITE_VARIANCE: asked & (khat > _NO_VARIANCE) & khat.isfinite(),
+        Status.UNRESOLVED_MASS: asked & (still | (effective < _FEW) | unseen),
     }
     joined = torch.zeros(b, dtype=torch.long, device=terms.mean.device)
     for flag, where in flags.items():

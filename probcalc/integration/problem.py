@@ -15,7 +15,7 @@ from torch import Tensor
 
 from probcalc.integration.integrand import Integrand
 from probcalc.integration.orthogonal import Weight
-from probcalc.result import Estimate
+from probcalc.result import Estimate, half_width
 from probcalc.status import EstimateWarning, Status
 
 Limit = Tensor | float | int
@@ -141,6 +141,34 @@ class Solved:
     std_error: Float[Tensor, " b *out"] | None = None
     dof: float | None = None
     reason: str = ""
+
+    def or_better(self, other: Solved, better: Bool[Tensor, " b"], confidence: float) -> Solved:
+        """The other's elements where it is better; what they cost together."""
+        spent = self.num_evals + other.num_evals
+        if not bool(better.any()):
+            return replace(self, num_evals=spent)
+        if bool(better.all()):
+            return replace(other, num_evals=spent)
+        wide = better.reshape(-1, *[1] * (self.value.ndim - 1))
+        random = self.std_error is not None or other.std_error is not None
+        names = dict.fromkeys([self.method, other.method])
+        return Solved(
+            torch.where(wide, other.value, self.value),
+            torch.where(wide, other.error, self.error),
+            torch.where(better, other.status, self.status),
+            spent,
+            " and ".join(names),
+            torch.where(wide, other._scatter(confidence), self._scatter(confidence))
+            if random
+            else None,
+            math.inf if random else None,
+            self.reason,
+        )
+
+    def _scatter(self, confidence: float) -> Float[Tensor, " b *out"]:
+        """Standard error, or the one that would give the bar."""
+        width = half_width(torch.ones_like(self.error), None, confidence)
+        return self.error / width if self.std_error is None else self.std_error
 
     def estimate(
         self,

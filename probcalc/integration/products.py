@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from probcalc.integration.adaptive import Goal
+from probcalc.integration.goal import Goal
 from probcalc.integration.grids import (
     BASES,
     LINE,

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
-from probcalc.integration.adaptive import Goal, Swept, adaptive
+from probcalc.integration.adaptive import Swept, adaptive
 from probcalc.integration.density import as_integral
 from probcalc.integration.expectation import Expectation
+from probcalc.integration.goal import Goal
 from probcalc.integration.measure import Measure
 from probcalc.integration.panels import ends_of
 from probcalc.integration.problem import DEFAULT_RTOL, Problem, Solved, Tolerance

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probcalc.integration.adaptive import Goal
+from probcalc.integration.goal import Goal
 from probcalc.integration.integrand import CHANGED, version_of
 from probcalc.integration.orthogonal import LEGENDRE
 from probcalc.integration.problem import DEFAULT_RTOL, Tolerance

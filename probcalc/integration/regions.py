@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probcalc.integration.adaptive import Goal
 from probcalc.integration.box_rules import BoxRule, genz_malik
 from probcalc.integration.cells import POINTS, Box, Cells
+from probcalc.integration.goal import Goal
 from probcalc.integration.grids import scattered
 from probcalc.integration.measure import FAINT, Sums, grouped
 from probcalc.status import Status

@@ -9,7 +9,7 @@ Of the tail, the largest 3√n terms are kept (see `tails`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Inexact
@@ -69,6 +69,11 @@ class Running:
             size.topk(min(num_top, len(terms)), dim=0).values,
             terms.isfinite().all(dim=0),
         )
+
+    def shaped(self, shape: tuple[int, ...]) -> Running:
+        """The same for terms of another shape."""
+        flat = {k: t.reshape(shape) for k, t in vars(self).items() if k not in {"num", "top"}}
+        return replace(self, top=self.top.reshape(-1, *shape), **flat)
 
     def joined(self, other: Running, num_top: int) -> Running:
         """Both parts of the stream together."""

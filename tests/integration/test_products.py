@@ -9,7 +9,7 @@ import pytest
 import scipy.special as sp
 import torch
 
-from probcalc.integration.adaptive import Goal
+from probcalc.integration.goal import Goal
 from probcalc.integration.grids import code_of, grid, orders_of, predicted, spectrum
 from probcalc.integration.orthogonal import HERMITE, LEGENDRE, Weight, gauss, modes, prediction
 from probcalc.integration.products import products
