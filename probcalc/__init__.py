@@ -24,6 +24,7 @@ _HOME = {
     "probability": "probcalc.integration.probability",
     "expect": "probcalc.integration.expect",
     "log_expect": "probcalc.integration.log_expect",
+    "QuasiMonteCarlo": "probcalc.integration.quasi_monte_carlo",
     "SparseGrid": "probcalc.integration.sparse_grid",
     "GaussKronrod": "probcalc.integration.quadrature",
     "GaussQuadrature": "probcalc.integration.gauss_quadrature",

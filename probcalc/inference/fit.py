@@ -27,7 +27,7 @@ from probcalc.inference.modes import Mode, disagreement, grouped
 from probcalc.inference.posterior import Posterior
 from probcalc.inference.saa import Frame, SampleAverageFit, sample_average
 from probcalc.inference.target import Target
-from probcalc.integration.quasi_monte_carlo import matched_normal_draws
+from probcalc.integration.normal_draws import matched_normal_draws
 from probcalc.linalg import cholesky_or_none
 from probcalc.status import EstimateWarning, Status
 

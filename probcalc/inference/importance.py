@@ -19,7 +19,7 @@ from torch import Tensor
 
 from probcalc.inference.guides import FullRank, GaussianMixture, StudentT
 from probcalc.inference.moments import Control, linear_control
-from probcalc.integration.quasi_monte_carlo import normal_draws
+from probcalc.integration.normal_draws import normal_draws
 from probcalc.integration.tails import khat_limit, smoothed_log_weights
 from probcalc.linalg import cholesky_or_none, symmetric
 

@@ -13,6 +13,7 @@ from probcalc.integration.expectation import Expectation
 from probcalc.integration.monte_carlo import MonteCarlo
 from probcalc.integration.problem import Solved, Tolerance
 from probcalc.integration.quadrature import GaussKronrod
+from probcalc.integration.quasi_monte_carlo import QuasiMonteCarlo
 from probcalc.integration.sparse_grid import SparseGrid
 
 
@@ -46,6 +47,7 @@ def ladder(posed: Expectation) -> list[Rung]:
     else:
         rungs.append(Rung(Cubature(), f"{name} is an image of few independent coordinates"))
         rungs.append(Rung(SparseGrid(), f"{name} is an image of independent coordinates"))
+        rungs.append(Rung(QuasiMonteCarlo(), f"{name} is an image of uniform numbers"))
     return [*rungs, Rung(MonteCarlo(), f"no deterministic rule suits {name} and the function")]
 
 

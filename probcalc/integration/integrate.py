@@ -26,9 +26,10 @@ from probcalc.integration.problem import (
     refuse_transforms,
 )
 from probcalc.integration.quadrature import GaussKronrod
+from probcalc.integration.quasi_monte_carlo import QuasiMonteCarlo
 from probcalc.integration.quick import quick
 from probcalc.integration.quick_box import quick_box
-from probcalc.integration.sparse_grid import SparseGrid
+from probcalc.integration.sparse_grid import MOST_COORDINATES, SparseGrid
 from probcalc.result import Estimate
 
 
@@ -124,7 +125,9 @@ def best(posed: Problem) -> IntegrationMethod:
     if not posed.event:
         return GaussKronrod()
     moving = posed.lower.requires_grad or posed.upper.requires_grad
-    return Cubature() if posed.event[0] <= MOST_AXES or moving else SparseGrid()
+    if posed.event[0] <= MOST_AXES or moving:
+        return Cubature()
+    return SparseGrid() if posed.event[0] <= MOST_COORDINATES else QuasiMonteCarlo()
 
 
 def _at_a_glance(

@@ -18,13 +18,15 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Inexact, Int
 from torch import Tensor
+from torch import distributions as td
 from torch.distributions import Distribution
 
 from probcalc._random import child, draw_seed, forked
 from probcalc.distributions.log_density import log_density
 from probcalc.distributions.rebuild import copied
+from probcalc.integration.cube import cube_of_boxes, score
 from probcalc.integration.expectation import Expectation
-from probcalc.integration.problem import Solved, Tolerance
+from probcalc.integration.problem import Problem, Solved, Tolerance
 from probcalc.integration.replay import rerun
 from probcalc.integration.running import Running, tail_length
 from probcalc.result import half_width
@@ -37,7 +39,7 @@ _NO_MEAN = 1.0  # shape that cannot be told from it: no mean
 _SPREAD = 2.0  # standard errors (1 + k)/√m of the shape, Zhang & Stephens (2009)
 _FEW = 50.0  # effective number of terms below which the bar means nothing
 _STRETCHES = (2.0, 4.0)
-_STRETCHED, _SHARE = 2**9, 8  # draws for each, and the part of all that they may be
+STRETCHED, _SHARE = 2**9, 8  # draws for each, and the part of all that they may be
 _ROUNDING = 4.0  # units in the last place of the mean of |f|
 
 
@@ -64,22 +66,49 @@ class MonteCarlo:
         Differentiable in the parameters through the draws where these are reparametrised, else
         by the score of the log density; in what the function is given and closes over, always.
         """
-        most = self.num_draws or tolerance.max_evals or _MAX_EVALS
-        stretched = min(_STRETCHED, most // _SHARE)
-        n = self.num_draws or max(2, most - len(_STRETCHES) * stretched)
         draws = Draws(posed, draw_seed(tolerance.generator))
+        n, stretched = self._numbers(tolerance)
         value, terms = draws.averaged(n)
         eps = torch.finfo(posed.dtype).eps
-        bar = half_width(terms.std_error, None, tolerance.confidence)
-        bar = bar + _ROUNDING * eps * terms.size / n
         unseen, looked = draws.unseen(terms, eps, stretched)
-        status = judged(terms, unseen > bar)
-        bad = (status != 0).reshape(-1, *[1] * (bar.ndim - 1))
-        error = torch.where(bad, math.inf, bar)
-        constant = bool(terms.equal(eps).all())
-        method = "Monte Carlo, all terms equal" if constant else "Monte Carlo"
-        count = torch.full_like(status, n + looked)
-        return Solved(value, error, status, count, method, terms.std_error, math.inf)
+        return _solved(value, terms, eps, unseen, looked, tolerance.confidence)
+
+    def solve(self, problem: Problem, tolerance: Tolerance) -> Solved:
+        """Integrate a batch of intervals or boxes, all with the same uniform draws.
+
+        Raises:
+            NotImplementedError: If limits are to be differentiated.
+        """
+        cube = cube_of_boxes(problem)
+        zero = torch.zeros(cube.dim, dtype=torch.float64, device=cube.device)
+        uniform = td.Independent(td.Uniform(zero, 1.0, validate_args=False), 1)
+        posed = Expectation(cube.at, (), uniform, None, zero.dtype)
+        draws = Draws(posed, draw_seed(tolerance.generator))
+        most = self.num_draws or tolerance.max_evals or _MAX_EVALS
+        value, terms = draws.averaged(max(2, most))
+        value, terms = value[0], terms.shaped(tuple(value.shape[1:]))
+        unseen = torch.zeros_like(terms.size)
+        return _solved(value, terms, cube.rounding, unseen, 0, tolerance.confidence)
+
+    def _numbers(self, tolerance: Tolerance) -> tuple[int, int]:
+        """How many draws are averaged, and how many are stretched."""
+        most = self.num_draws or tolerance.max_evals or _MAX_EVALS
+        stretched = min(STRETCHED, most // _SHARE)
+        return self.num_draws or max(2, most - len(_STRETCHES) * stretched), stretched
+
+
+def _solved(
+    value: Tensor, terms: Running, eps: float, unseen: Tensor, looked: int, confidence: float
+) -> Solved:
+    bar = half_width(terms.std_error, None, confidence)
+    bar = bar + _ROUNDING * eps * terms.size / terms.num
+    status = judged(terms, unseen > bar)
+    bad = (status != 0).reshape(-1, *[1] * (bar.ndim - 1))
+    error = torch.where(bad, math.inf, bar)
+    constant = bool(terms.equal(eps).all())
+    method = "Monte Carlo, all terms equal" if constant else "Monte Carlo"
+    count = torch.full_like(status, terms.num + looked)
+    return Solved(value, error, status, count, method, terms.std_error, math.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +142,8 @@ class Draws:
         x = self.drawn(dist, block, size)
         f = self._terms(x)
         own = Running.of(f.detach(), top)
-        if not dist.has_rsample:
-            f = f * _score(dist, x, f)
+        if not dist.has_rsample and torch.is_grad_enabled():
+            f = f * score(dist, x, f)
         return (f.sum(dim=0), *list(vars(own).values())[1:])
 
     def drawn(self, dist: Distribution, block: int, size: int) -> Tensor:
@@ -167,14 +196,6 @@ def _fresh(dist: Distribution) -> Distribution:
         return copied(dist)
     except TypeError:  # a family with a constructor of its own
         return dist
-
-
-def _score(dist: Distribution, x: Tensor, f: Tensor) -> Tensor | float:
-    """One, whose derivative is that of log p: REINFORCE, Williams (1992)."""
-    if not torch.is_grad_enabled():
-        return 1.0
-    log_p = dist.log_prob(x)
-    return (log_p - log_p.detach()).exp().reshape(*f.shape[:2], *[1] * (f.ndim - 2))
 
 
 def _on_vectors(dist: Distribution) -> bool:

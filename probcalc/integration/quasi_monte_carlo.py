@@ -1,101 +1,101 @@
-"""Low-discrepancy normal draws in independent replicates.
-
-Sobol points with a random digital shift a replicate, each point then uniform within its own cell:
-every point is uniform, replicates are independent, so their spread is an honest error bar (Owen
-2013, Monte Carlo theory, methods and examples, section 17.3). Pairs ±z integrate every odd
-function exactly; `matched_normal_draws` every quadratic too, at the price of a bias.
-"""
+"""Randomised quasi-Monte Carlo: scrambled Sobol points in independent replicates."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from torch.quasirandom import SobolEngine
 
-from probcalc.linalg import whitened
+from probcalc._random import draw_seed
+from probcalc.integration.cube import Cube, cube_of, cube_of_boxes
+from probcalc.integration.expectation import Expectation
+from probcalc.integration.monte_carlo import STRETCHED, Draws, judged
+from probcalc.integration.problem import Problem, Solved, Tolerance
+from probcalc.integration.replicates import Averages, Replicates
+from probcalc.integration.sobol import MAX_LOG, ScrambledSobol
+from probcalc.result import half_width
 
-_BITS = 30  # of torch's Sobol points
-
-
-def normal_draws(
-    num_replicates: int,
-    num_draws: int,
-    dim: int,
-    *,
-    generator: torch.Generator,
-    dtype: torch.dtype = torch.float64,
-) -> Float[Tensor, "r n d"]:
-    """Standard normal draws in ± pairs, for estimates whose error bar is the replicates' spread.
-
-    Draws within a replicate depend on each other: their own scatter is no error bar.
-
-    Args:
-        num_replicates: Independent sets.
-        num_draws: Draws in each set, even.
-        dim: Dimension of a draw.
-        generator: Source of randomness; the draws live on its device.
-        dtype: Of the draws.
-
-    Raises:
-        ValueError: If `num_draws` is odd or below 2.
-    """
-    z = _half(num_replicates, num_draws, dim, generator, dtype)
-    return torch.cat([z, -z], dim=1)
+_MAX_EVALS = 2**17
+_FIRST = 8  # binary logarithm of the points of a replicate at the first look
+_ROUNDING = 4.0  # units in the last place of the mean of |f|
 
 
-def matched_normal_draws(
-    num_replicates: int,
-    num_draws: int,
-    dim: int,
-    *,
-    generator: torch.Generator,
-    dtype: torch.dtype = torch.float64,
-) -> Float[Tensor, "r n d"]:
-    """The same draws, mapped linearly so that their first three moments are exact.
+@dataclass(frozen=True)
+class QuasiMonteCarlo:
+    """Scrambled Sobol points, whose error falls as n^−3/2 where the integrand is smooth.
 
-    For fixed draws in an optimisation. The map biases every moment from the fourth on, by about
-    d/n, which the spread between replicates does not show: weigh with `normal_draws`.
+    The bar is Student's t of independent replicates. Where a tolerance is asked for, points are
+    doubled until it is met, and the looks at the bar share its confidence.
 
     Args:
-        num_replicates: Independent sets.
-        num_draws: Draws in each set, even; the second moment is the identity where
-            ``num_draws >= 2 * dim`` and close to it otherwise.
-        dim: Dimension of a draw.
-        generator: Source of randomness; the draws live on its device.
-        dtype: Of the draws.
-
-    Raises:
-        ValueError: If `num_draws` is odd or below 2.
+        replicates: Independent randomisations, at least 8.
+        num_points: Points of each, rounded up to a power of two; default as many as the tolerance
+            needs and `max_evals` (131,072) allows.
     """
-    z = whitened(_half(num_replicates, num_draws, dim, generator, dtype))
-    return torch.cat([z, -z], dim=1)
 
+    replicates: int = 16
+    num_points: int | None = None
 
-def _half(
-    r: int, num_draws: int, d: int, generator: torch.Generator, dtype: torch.dtype
-) -> Float[Tensor, "r h d"]:
-    if num_draws < 2 or num_draws % 2:
-        raise ValueError(f"`num_draws` must be even and at least 2, got {num_draws}.")
-    half = num_draws // 2
-    if half >= 4 * d and d <= SobolEngine.MAXDIM:
-        return _scrambled_net(r, half, d, generator, dtype)
-    # too few points for a net to help
-    return torch.randn((r, half, d), generator=generator, dtype=dtype, device=generator.device)
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.replicates < 8:
+            raise ValueError(
+                "`replicates` must be at least 8 to give an honest error bar, got "
+                f"{self.replicates}."
+            )
+        if self.num_points is not None and not 2 <= self.num_points <= 2**MAX_LOG:
+            raise ValueError(
+                f"`num_points` must be between 2 and 2^{MAX_LOG}, got {self.num_points}."
+            )
 
+    def expect(self, posed: Expectation, tolerance: Tolerance) -> Solved:
+        """Expectation over draws made of the points by quantiles.
 
-def _scrambled_net(
-    r: int, n: int, d: int, generator: torch.Generator, dtype: torch.dtype
-) -> Float[Tensor, "r n d"]:
-    device = generator.device
-    net = (SobolEngine(d).draw(n, dtype=torch.float64) * 2**_BITS).long().to(device)
-    shift = torch.randint(2**_BITS, (r, 1, d), generator=generator, device=device)
-    # a net of n points has one in each of n cells: where in its cell is drawn for each point,
-    # since one shift for all leaves a grid whose error is anything but normal
-    low = _BITS - math.ceil(math.log2(n))
-    inside = torch.randint(2**low, (r, n, d), generator=generator, device=device)
-    points = ((net ^ shift) >> low << low) | inside
-    # the middle of the finest cell, so that 0 and 1 are never met
-    return torch.special.ndtri((points.double() + 0.5) / 2**_BITS).to(dtype)
+        Raises:
+            NotImplementedError: If the draws of the family are not made of uniform numbers.
+        """
+        cube, seed = cube_of(posed), draw_seed(tolerance.generator)
+        found = self._averaged(cube, seed, tolerance)
+        draws = Draws(posed, seed)
+        num = min(STRETCHED, int(found.terms.num) // 8)
+        unseen, looked = draws.unseen(found.terms, torch.finfo(posed.dtype).eps, num)
+        # points reach into the tails evenly: only what plain draws would miss counts
+        bar = half_width(found.terms.std_error, None, tolerance.confidence)
+        return self._solved(cube, found, unseen > bar, looked)
+
+    def solve(self, problem: Problem, tolerance: Tolerance) -> Solved:
+        """Integrate a batch of intervals or boxes, all with the same points.
+
+        Raises:
+            NotImplementedError: If limits are to be differentiated.
+        """
+        cube = cube_of_boxes(problem)
+        found = self._averaged(cube, draw_seed(tolerance.generator), tolerance)
+        return self._solved(cube, found, torch.zeros_like(found.std_error) > 0, 0)
+
+    def _averaged(self, cube: Cube, seed: int, tolerance: Tolerance) -> Averages:
+        r = self.replicates
+        most = tolerance.max_evals or _MAX_EVALS
+        if self.num_points is not None:
+            last = math.ceil(math.log2(self.num_points))
+        else:
+            last = min(MAX_LOG, int(math.log2(max(2, most // r))))
+        waits = tolerance.asked and self.num_points is None
+        points = ScrambledSobol.of(seed, r, cube.dim, cube.device)
+        return Replicates(cube.at, points, r).averaged(
+            min(_FIRST, last) if waits else last,
+            last,
+            tolerance.confidence,
+            lambda value, bar: ~tolerance.missed(value, bar).any(),
+        )
+
+    def _solved(self, cube: Cube, found: Averages, unseen: Tensor, looked: int) -> Solved:
+        dof = self.replicates - 1
+        bar = found.bar + _ROUNDING * cube.rounding * found.terms.size / found.terms.num
+        status = judged(found.terms, unseen)
+        error = torch.where((status != 0).reshape(-1, *[1] * (bar.ndim - 1)), math.inf, bar)
+        count = torch.full_like(status, found.terms.num + looked)
+        method = f"randomised quasi-Monte Carlo, {self.replicates} scrambles"
+        return Solved(found.value, error, status, count, method, found.std_error, float(dof))

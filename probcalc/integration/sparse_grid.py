@@ -1,4 +1,4 @@
-"""Smooth functions of many variables: a sparse interpolant, and draws of what it misses.
+"""Smooth functions of many variables: a sparse interpolant, and quasi-random points for the rest.
 
     E[f] = E[If] + E[f − If]
 
@@ -17,23 +17,25 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
-from torch import distributions as td
 
-from probcalc._random import draw_seed
+from probcalc._random import child, draw_seed
 from probcalc.integration.cells import Box, quantile_of
 from probcalc.integration.expectation import Expectation
 from probcalc.integration.interpolant import Nodes, Values, grown
-from probcalc.integration.monte_carlo import Draws, judged
-from probcalc.integration.orthogonal import HERMITE, LEGENDRE
+from probcalc.integration.monte_carlo import judged
+from probcalc.integration.orthogonal import LEGENDRE
 from probcalc.integration.problem import DEFAULT_RTOL, Problem, Solved, Tolerance
+from probcalc.integration.replicates import Averages, Replicates
 from probcalc.integration.running import Running, tail_length
+from probcalc.integration.sobol import ScrambledSobol
 from probcalc.integration.standard import as_standard
 from probcalc.result import half_width
 
-_MOST_AXES = 100
+MOST_COORDINATES = 100
 _MAX_EVALS = 2**17
-_PILOT, _FEWEST = 2**12, 2**12  # draws that tell how many are needed, and that are always taken
-_AMPLE = 1.3  # times the draws that the pilot asks for
+_PILOT = 2**12  # draws that tell whether interpolation helps
+_REPLICATES, _FIRST = 16, 8  # scrambles, and binary logarithm of the points of each at first
+_LEAST = 2.0**-54  # in place of a uniform number of zero
 _HELD = 2**22  # values at nodes that are held at once
 _FEWER = 8  # times, where many nodes leave a heavy tail
 _CHOICES = 5  # halvings of the nodes, less one, that are tried on the pilot
@@ -46,10 +48,10 @@ _EXACT = 64.0  # times that, below which a rest is nothing but rounding
 
 @dataclass(frozen=True)
 class SparseGrid:
-    """Sparse interpolation of smooth functions of many variables, the rest by Monte Carlo.
+    """Sparse interpolation of smooth functions of many variables, the rest by scrambled points.
 
-    The bar is that of random draws of what the interpolant misses and holds at the confidence
-    asked for. Where interpolation does not help, it is that of plain Monte Carlo.
+    The bar is that of independent randomisations of what the interpolant misses, and holds at the
+    confidence asked for. Where interpolation does not help, it is that of `QuasiMonteCarlo`.
 
     Args:
         num_nodes: The most nodes of the interpolant.
@@ -73,16 +75,16 @@ class SparseGrid:
         return self.solve(replace(problem, weights=weights), tolerance)
 
     def solve(self, problem: Problem, tolerance: Tolerance) -> Solved:
-        """Integrate a batch of boxes, all with the same nodes and draws.
+        """Integrate a batch of boxes, all with the same nodes and points.
 
         Raises:
             NotImplementedError: If there are more than 100 coordinates, or limits to be
                 differentiated.
         """
         (dim,) = problem.event
-        if dim > _MOST_AXES:
+        if dim > MOST_COORDINATES:
             raise NotImplementedError(
-                f"sparse grids are for at most {_MOST_AXES} coordinates, got {dim}: use "
+                f"sparse grids are for at most {MOST_COORDINATES} coordinates, got {dim}: use "
                 "`MonteCarlo()`."
             )
         if problem.lower.requires_grad or problem.upper.requires_grad:
@@ -106,7 +108,6 @@ class _Split:
     def __init__(self, problem: Problem, tolerance: Tolerance, most: int) -> None:
         self.problem, self.tolerance, self.most = problem, tolerance, most
         self.weights = problem.weights or (LEGENDRE,) * problem.event[0]
-        self.normal = set(self.weights) == {HERMITE}
         self.box = Box(problem)
         self.device = problem.lower.device
         self.small = max(2, min(_PILOT, self.most // 8))
@@ -118,27 +119,38 @@ class _Split:
         with torch.no_grad():
             nodes = self._nodes(num_nodes)
             f = self.at(nodes.points)
-            kept, variance, size = self._kept(nodes, nodes.coefficients(f), seed + 1)
+            kept, size = self._kept(nodes, nodes.coefficients(f), seed)
         known, rest = torch.zeros_like(f[0]), self.at
         if bool(kept.any()):
             alpha = torch.where(kept, nodes.coefficients(self.at(nodes.points)), 0.0)
             known, rest = nodes.mean.to(alpha.dtype) @ alpha, partial(self.rest, nodes, alpha)
             size = size + nodes.norm @ (alpha.detach().abs() + f.abs())
         spent = len(nodes.levels) + self.small
-        n = self._needed(known, variance, self.most - spent)
-        value, terms = self._draws(rest, seed).averaged(n)
-        return self._judged(known + value[0], terms, size, spent + n)
+        found = self._averaged(known, rest, seed, self.most - spent)
+        return self._judged(known + found.value, found, size, spent)
+
+    def _averaged(self, known: Tensor, rest: Values, seed: int, most: int) -> Averages:
+        """What the interpolant misses."""
+        points = ScrambledSobol.of(seed, _REPLICATES, len(self.weights), self.device)
+        last = max(1, int(math.log2(max(2, most // _REPLICATES))))
+        return Replicates(lambda u: rest(self._place(u)), points, _REPLICATES).averaged(
+            min(_FIRST, last),
+            last,
+            self.tolerance.confidence,
+            lambda value, bar: (bar <= self._allowed(known.detach() + value)).all(),
+        )
 
     def _kept(
         self, nodes: Nodes, alpha: Inexact[Tensor, "k c"], seed: int
-    ) -> tuple[Bool[Tensor, "k c"], Float[Tensor, " c"], Float[Tensor, " c"]]:
-        """Which nodes to keep, the variance that they leave, and the mean of |f|.
+    ) -> tuple[Bool[Tensor, "k c"], Float[Tensor, " c"]]:
+        """Which nodes to keep, and the mean of |f|.
 
         All or the first ones, where a high degree would leave a heavy tail, however small; none,
         where interpolation does not help.
         """
-        draws = self._draws(self.at, seed)
-        z = self._place(draws.drawn(draws.posed.dist, 0, self.small))
+        options = {"generator": child(seed, 1, self.device), "device": self.device}
+        u = torch.rand(self.small, len(self.weights), dtype=torch.float64, **options)
+        z = self._place(u.clamp(min=_LEAST))
         f, h = self.at(z), nodes.polynomials(z).to(alpha.dtype)
         top = tail_length(self.small) + 1
         plain = Running.of(f, top)
@@ -152,8 +164,7 @@ class _Split:
                 torch.where(better, mine, kept),
                 torch.where(better, terms.squares, least),
             )
-        squares = torch.where(kept.any(dim=0), least, plain.squares)
-        return kept, squares / (self.small - 1), plain.size / self.small
+        return kept, plain.size / self.small
 
     def at(self, z: Float[Tensor, "n d"]) -> Inexact[Tensor, "n c"]:
         """Values at points of the measure."""
@@ -173,7 +184,7 @@ class _Split:
         first = Nodes(self.weights, np.zeros((1, len(self.weights)), dtype=int), self.device)
         columns = self.at(first.points).numel()
         room = max(1, min(most, self.most // 4, _HELD // max(1, columns)))
-        few = self.width / _FEWEST**0.5
+        few = self.width / _PILOT**0.5
 
         def unfinished(mean: Tensor, rest: Tensor) -> bool:
             return bool((few * rest > self._allowed(mean)).any())
@@ -184,37 +195,23 @@ class _Split:
         rtol = (self.tolerance.rtol or 0.0) if self.tolerance.asked else DEFAULT_RTOL
         return (rtol * value.abs()).clamp(min=self.tolerance.atol or 0.0)
 
-    def _needed(self, value: Tensor, variance: Tensor, most: int) -> int:
-        """Draws until the bar is as small as allowed."""
-        allowed = self._allowed(value.detach())
-        wanted = (_AMPLE * self.width**2 * variance / allowed**2).nan_to_num(0.0)
-        return max(2, min(most, max(_FEWEST, math.ceil(min(wanted.max().item(), most)))))
-
-    def _draws(self, fn: Values, seed: int) -> Draws:
-        """Of the measure, common to all columns."""
-        zero = torch.zeros(len(self.weights), dtype=torch.float64, device=self.device)
-        base = td.Normal(zero, 1.0) if self.normal else td.Uniform(zero, 1.0)
-        placed = lambda u: fn(self._place(u))  # noqa: E731
-        return Draws(Expectation(placed, (), td.Independent(base, 1), None, zero.dtype), seed)
-
     def _place(self, u: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Points of the measure."""
-        if self.normal:
-            return u
         columns = zip(self.weights, u.unbind(dim=1), strict=True)
         return torch.stack([quantile_of(weight, x) for weight, x in columns], dim=1)
 
-    def _judged(self, value: Tensor, rest: Running, size: Tensor, spent: int) -> Solved:
+    def _judged(self, value: Tensor, found: Averages, size: Tensor, spent: int) -> Solved:
         shape = (self.problem.size, *self.box.shape)
-        rest = rest.shaped(shape)
+        terms, bar, std_error = found.terms.shaped(shape), found.bar, found.std_error
         rounding = (_ROUNDING + len(self.weights)) * self.problem.rounding * size.reshape(shape)
         # what is left where the interpolant is exact
-        exact = (rest.top[0] <= _EXACT * rounding) & (size.reshape(shape) > 0)
-        status = judged(rest, torch.zeros_like(exact), exact)
-        bar = self.width * rest.std_error + rounding
-        error = torch.where((status != 0).reshape(-1, *[1] * (bar.ndim - 1)), math.inf, bar)
-        sign = self.problem.sign.reshape(-1, *[1] * (bar.ndim - 1))
-        count = torch.full_like(status, spent)
-        name = "sparse grid, the rest by Monte Carlo"
-        value = sign * value.reshape(shape)
-        return Solved(value, error, status, count, name, rest.std_error, math.inf)
+        exact = (terms.top[0] <= _EXACT * rounding) & (size.reshape(shape) > 0)
+        status = judged(terms, torch.zeros_like(exact), exact)
+        bar = bar.reshape(shape) + rounding
+        wide = [-1, *[1] * (len(shape) - 1)]
+        error = torch.where((status != 0).reshape(wide), math.inf, bar)
+        value = self.problem.sign.reshape(wide) * value.reshape(shape)
+        count = torch.full_like(status, spent + terms.num)
+        name = f"sparse grid, the rest by {_REPLICATES} scrambles"
+        dof = float(_REPLICATES - 1)
+        return Solved(value, error, status, count, name, std_error.reshape(shape), dof)

@@ -12,7 +12,7 @@ from probcalc.inference.linear_response import (
     response_covariance,
 )
 from probcalc.inference.saa import Frame, sample_average
-from probcalc.integration.quasi_monte_carlo import matched_normal_draws
+from probcalc.integration.normal_draws import matched_normal_draws
 
 F64 = torch.float64
 
