@@ -5,23 +5,18 @@ E_p[f] = ∫ f(x) p(x) dx   or   Σ f(k) p(k)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from probcalc.integration.choose import ExpectationMethod, ladder
-from probcalc.integration.cubature import Cubature
+from probcalc.integration.choose import ExpectationMethod, climbed, ladder
 from probcalc.integration.expectation import Expectation, expectation
 from probcalc.integration.gauss_quadrature import GaussQuadrature
 from probcalc.integration.problem import Solved, Tolerance, refuse_transforms
 from probcalc.result import Estimate
-
-_GOOD_ENOUGH = 1e-4  # relative error of cubature that Monte Carlo need not try to undercut
 
 
 def expect(
@@ -85,29 +80,5 @@ def expect(
 
 
 def best(posed: Expectation, tolerance: Tolerance) -> Solved:
-    """The first method of the ladder that knows the family; the sharper bar of two that do."""
-    rough: Solved | None = None
-    for rung in ladder(posed):
-        try:
-            solved = rung.method.expect(posed, tolerance)
-        except NotImplementedError:  # a family without that formula
-            continue
-        solved = replace(solved, reason=rung.reason)
-        if isinstance(rung.method, Cubature) and not _sharp(solved):
-            rough = solved
-            continue
-        return solved if rough is None else _sharper(rough, solved, tolerance.confidence)
-    raise AssertionError("the last rung takes every family")
-
-
-def _sharp(solved: Solved) -> bool:
-    """Whether every element stands, with a bar that draws would not undercut."""
-    small = solved.error <= _GOOD_ENOUGH * solved.value.detach().abs()
-    return bool(((solved.status == 0) & small.reshape(len(small), -1).all(dim=1)).all())
-
-
-def _sharper(a: Solved, b: Solved, confidence: float) -> Solved:
-    """Element by element the one whose bars are smaller where neither is flagged."""
-    bars = [s.error.reshape(len(s.error), -1).sum(dim=1) for s in (a, b)]
-    mine, other = (t.where(s.status == 0, math.inf) for t, s in zip(bars, (a, b), strict=True))
-    return a.or_better(b, other < mine, confidence)
+    """What the ladder of methods comes to."""
+    return climbed(ladder(posed), lambda method: method.expect(posed, tolerance), tolerance)

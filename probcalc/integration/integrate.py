@@ -8,38 +8,24 @@ Every element of a batch has its own limits, parameters and convergence.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from probcalc.integration.cubature import MOST_AXES, Cubature
+from probcalc.integration.choose import IntegrationMethod, box_ladder, climbed
 from probcalc.integration.gauss_quadrature import GaussQuadrature
 from probcalc.integration.problem import (
     Limit,
-    Problem,
-    Solved,
     Tolerance,
     common_device,
     common_dtype,
     problem,
     refuse_transforms,
 )
-from probcalc.integration.quadrature import GaussKronrod
-from probcalc.integration.quasi_monte_carlo import QuasiMonteCarlo
 from probcalc.integration.quick import quick
 from probcalc.integration.quick_box import quick_box
-from probcalc.integration.sparse_grid import MOST_COORDINATES, SparseGrid
 from probcalc.result import Estimate
-
-
-@runtime_checkable
-class IntegrationMethod(Protocol):
-    """What `integrate` asks of a method."""
-
-    def solve(self, problem: Problem, tolerance: Tolerance) -> Solved:
-        """Integrate every element of the problem."""
-        ...
 
 
 def integrate(
@@ -79,7 +65,7 @@ def integrate(
         rtol: Relative tolerance; 1e-8 is tried for where none is given.
         atol: Absolute tolerance; of the two the looser holds.
         method: Default `GaussKronrod()`, for boxes `Cubature()`, in more than seven dimensions
-            `SparseGrid()`.
+            `SparseGrid()`, or `Vegas()` where that is rough.
         max_evals: Points that each element may spend (default 131,072; boxes 1,048,576).
         confidence: Level of the bar of random methods.
         dtype: Precision of the points; default that of the tensors given, else float64.
@@ -116,18 +102,11 @@ def integrate(
         dtype=dtype,
         reads=reads,
     )
-    solved = (method or best(posed)).solve(posed, tolerance)
+    if method is None:
+        solved = climbed(box_ladder(posed), lambda rung: rung.solve(posed, tolerance), tolerance)
+    else:
+        solved = method.solve(posed, tolerance)
     return solved.estimate(posed.batch, posed.dtype, tolerance, stacklevel=2, reads=reads)
-
-
-def best(posed: Problem) -> IntegrationMethod:
-    """The rule that suits intervals, or boxes of few or of many dimensions."""
-    if not posed.event:
-        return GaussKronrod()
-    moving = posed.lower.requires_grad or posed.upper.requires_grad
-    if posed.event[0] <= MOST_AXES or moving:
-        return Cubature()
-    return SparseGrid() if posed.event[0] <= MOST_COORDINATES else QuasiMonteCarlo()
 
 
 def _at_a_glance(

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Inexact, Int
@@ -24,7 +25,8 @@ from torch.distributions import Distribution
 from probcalc._random import child, draw_seed, forked
 from probcalc.distributions.log_density import log_density
 from probcalc.distributions.rebuild import copied
-from probcalc.integration.cube import cube_of_boxes, score
+from probcalc.integration.control_variates import Control
+from probcalc.integration.cube import Cube, cube_of, cube_of_boxes, score
 from probcalc.integration.expectation import Expectation
 from probcalc.integration.problem import Problem, Solved, Tolerance
 from probcalc.integration.replay import rerun
@@ -33,7 +35,7 @@ from probcalc.result import half_width
 from probcalc.status import Status
 
 _MAX_EVALS = 2**17
-_BLOCK = 2**14  # draws that are made and evaluated together
+_BLOCK = _FIRST = 2**14  # draws that are made and evaluated together, and before the first look
 _NO_VARIANCE = 0.5  # shape of the terms' tail from which their variance is infinite
 _NO_MEAN = 1.0  # shape that cannot be told from it: no mean
 _SPREAD = 2.0  # standard errors (1 + k)/√m of the shape, Zhang & Stephens (2009)
@@ -48,10 +50,15 @@ class MonteCarlo:
     """Mean of independent draws.
 
     Args:
-        num_draws: How many; default `max_evals`, or 131,072.
+        num_draws: How many; default as many as a tolerance needs, or `max_evals`, or 131,072.
+        antithetic: Draws in pairs u and 1 − u of the uniform numbers that they are made of, which
+            halves the number of independent terms and cancels what is odd.
+        control: Functions with known means that take the noise out of the terms.
     """
 
     num_draws: int | None = None
+    antithetic: bool = False
+    control: Control | None = None
 
     def __post_init__(self) -> None:
         """Check the number."""
@@ -66,35 +73,84 @@ class MonteCarlo:
         Differentiable in the parameters through the draws where these are reparametrised, else
         by the score of the log density; in what the function is given and closes over, always.
         """
-        draws = Draws(posed, draw_seed(tolerance.generator))
-        n, stretched = self._numbers(tolerance)
-        value, terms = draws.averaged(n)
+        seed = draw_seed(tolerance.generator)
+        if self.control is not None:
+            posed = self.control.applied(posed, seed + 1)
+        if self.antithetic:
+            cube = cube_of(posed)
+            return self._of_cube(cube, seed, tolerance)
+        draws = Draws(posed, seed)
+        most = self.num_draws or tolerance.max_evals or _MAX_EVALS
+        stretched = min(STRETCHED, most // _SHARE)
+        n = self.num_draws or max(2, most - len(_STRETCHES) * stretched)
+        value, terms, confidence = self._settled(draws, n, tolerance)
         eps = torch.finfo(posed.dtype).eps
         unseen, looked = draws.unseen(terms, eps, stretched)
-        return _solved(value, terms, eps, unseen, looked, tolerance.confidence)
+        return _solved(value, terms, eps, unseen, looked, confidence)
 
     def solve(self, problem: Problem, tolerance: Tolerance) -> Solved:
         """Integrate a batch of intervals or boxes, all with the same uniform draws.
 
         Raises:
             NotImplementedError: If limits are to be differentiated.
+            TypeError: If there are control variates: they belong to expectations.
         """
-        cube = cube_of_boxes(problem)
+        if self.control is not None:
+            raise TypeError("control variates are for `expect`; subtract them from an integrand.")
+        return self._of_cube(cube_of_boxes(problem), draw_seed(tolerance.generator), tolerance)
+
+    def _of_cube(self, cube: Cube, seed: int, tolerance: Tolerance) -> Solved:
+        """Uniform draws, in pairs or not, common to the whole batch."""
         zero = torch.zeros(cube.dim, dtype=torch.float64, device=cube.device)
         uniform = td.Independent(td.Uniform(zero, 1.0, validate_args=False), 1)
-        posed = Expectation(cube.at, (), uniform, None, zero.dtype)
-        draws = Draws(posed, draw_seed(tolerance.generator))
-        most = self.num_draws or tolerance.max_evals or _MAX_EVALS
-        value, terms = draws.averaged(max(2, most))
+        least = 2.0**-54
+
+        def placed(u: Tensor) -> Tensor:
+            u = u.clamp(min=least)
+            if not self.antithetic:
+                return cube.at(u)
+            f = cube.at(torch.cat([u, (1 - u).clamp(min=least)]))
+            return 0.5 * (f[: len(u)] + f[len(u) :])
+
+        posed = Expectation(placed, (), uniform, None, zero.dtype)
+        each = 2 if self.antithetic else 1
+        n = max(2, (self.num_draws or tolerance.max_evals or _MAX_EVALS) // each)
+        value, terms, confidence = self._settled(Draws(posed, seed), n, tolerance)
         value, terms = value[0], terms.shaped(tuple(value.shape[1:]))
         unseen = torch.zeros_like(terms.size)
-        return _solved(value, terms, cube.rounding, unseen, 0, tolerance.confidence)
+        more = (each - 1) * terms.num
+        solved = _solved(value, terms, cube.rounding, unseen, more, confidence)
+        return self._with_odd(cube, seed, terms, solved) if self.antithetic else solved
 
-    def _numbers(self, tolerance: Tolerance) -> tuple[int, int]:
-        """How many draws are averaged, and how many are stretched."""
-        most = self.num_draws or tolerance.max_evals or _MAX_EVALS
-        stretched = min(STRETCHED, most // _SHARE)
-        return self.num_draws or max(2, most - len(_STRETCHES) * stretched), stretched
+    @staticmethod
+    def _with_odd(cube: Cube, seed: int, terms: Running, solved: Solved) -> Solved:
+        """Odd functions, of which pairs leave nothing but rounding."""
+        with torch.no_grad(), forked(child(seed, -1).initial_seed(), cube.device):
+            u = torch.rand(STRETCHED, cube.dim, dtype=torch.float64, device=cube.device)
+            size = cube.at(u.clamp(min=2.0**-54)).abs().amax(dim=0)
+        rounding = _ROUNDING * cube.rounding * size
+        odd = (terms.top[0] <= rounding) & (size > 0) & terms.finite
+        every = odd.reshape(cube.size, -1).all(dim=1)
+        return replace(
+            solved,
+            error=torch.where(odd, rounding, solved.error),
+            status=torch.where(every, 0, solved.status),
+        )
+
+    def _settled(
+        self, draws: Draws, n: int, tolerance: Tolerance
+    ) -> tuple[Tensor, Running, float]:
+        """Value, terms, and the confidence that is left: looks at the bar share it."""
+        if not tolerance.asked or self.num_draws is not None:
+            return *draws.averaged(n), tolerance.confidence
+        looks = max(1, math.ceil(math.log2(n / _FIRST)) + 1)
+        shared = 1 - (1 - tolerance.confidence) / looks
+        sizes = [min(n, _FIRST << k) for k in range(looks)]
+        for value, terms in draws.growing(sizes):
+            bar = half_width(terms.std_error, None, shared)
+            if not bool(tolerance.missed(value.detach(), bar).any()):
+                break
+        return value, terms, shared
 
 
 def _solved(
@@ -123,19 +179,31 @@ class Draws:
 
         Both of shape ``(b, *out)``.
         """
-        top = tail_length(n) + 1
+        return next(iter(self.growing([n])))
+
+    def growing(self, sizes: list[int]) -> Iterator[tuple[Tensor, Running]]:
+        """The same over more and more draws.
+
+        Args:
+            sizes: Numbers of draws, all but the last multiples of a block.
+
+        Yields:
+            Mean and terms of the first so many draws.
+        """
+        top = tail_length(sizes[-1]) + 1
         found: Running | None = None
         total: Tensor | float = 0.0
-        for block, size in _blocks(n):
-            part, *stats = rerun(self._block, block, size, top)
-            own = Running(size, *stats)
-            found = own if found is None else found.joined(own, top)
-            total = total + part
-        assert found is not None
-        assert torch.is_tensor(total)
-        # that of the stream is the more accurate; zero is added to it, with derivatives
-        value = found.mean + (total - total.detach()) / n if total.requires_grad else found.mean
-        return value, found
+        for start, n in pairwise([0, *sizes]):
+            for block, size in _blocks(start, n):
+                part, *stats = rerun(self._block, block, size, top)
+                own = Running(size, *stats)
+                found = own if found is None else found.joined(own, top)
+                total = total + part
+            assert found is not None
+            assert torch.is_tensor(total)
+            # that of the stream is the more accurate; zero is added to it, with derivatives
+            moving = total.requires_grad
+            yield found.mean + (total - total.detach()) / n if moving else found.mean, found
 
     def _block(self, block: int, size: int, top: int) -> tuple[Tensor, ...]:
         dist = _fresh(self.posed.dist)
@@ -185,9 +253,9 @@ class Draws:
         return total, len(_STRETCHES) * num
 
 
-def _blocks(n: int) -> Iterator[tuple[int, int]]:
-    for block, start in enumerate(range(0, n, _BLOCK)):
-        yield block, min(_BLOCK, n - start)
+def _blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    for first in range(start, stop, _BLOCK):
+        yield first // _BLOCK, min(_BLOCK, stop - first)
 
 
 def _fresh(dist: Distribution) -> Distribution:

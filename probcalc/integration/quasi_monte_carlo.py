@@ -1,4 +1,4 @@
-"""Randomised quasi-Monte Carlo: scrambled Sobol points in independent replicates."""
+"""Randomised quasi-Monte Carlo and stratification: points in independent replicates."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from probcalc.integration.cube import Cube, cube_of, cube_of_boxes
 from probcalc.integration.expectation import Expectation
 from probcalc.integration.monte_carlo import STRETCHED, Draws, judged
 from probcalc.integration.problem import Problem, Solved, Tolerance
-from probcalc.integration.replicates import Averages, Replicates
+from probcalc.integration.replicates import Averages, Points, Replicates
 from probcalc.integration.sobol import MAX_LOG, ScrambledSobol
+from probcalc.integration.strata import Strata
 from probcalc.result import half_width
 
 _MAX_EVALS = 2**17
@@ -23,11 +24,8 @@ _ROUNDING = 4.0  # units in the last place of the mean of |f|
 
 
 @dataclass(frozen=True)
-class QuasiMonteCarlo:
-    """Scrambled Sobol points, whose error falls as n^−3/2 where the integrand is smooth.
-
-    The bar is Student's t of independent replicates. Where a tolerance is asked for, points are
-    doubled until it is met, and the looks at the bar share its confidence.
+class Replicated:
+    """What methods with independent replicates of a point set share.
 
     Args:
         replicates: Independent randomisations, at least 8.
@@ -57,13 +55,13 @@ class QuasiMonteCarlo:
             NotImplementedError: If the draws of the family are not made of uniform numbers.
         """
         cube, seed = cube_of(posed), draw_seed(tolerance.generator)
-        found = self._averaged(cube, seed, tolerance)
+        found = self.averaged(cube, seed, tolerance)
         draws = Draws(posed, seed)
         num = min(STRETCHED, int(found.terms.num) // 8)
         unseen, looked = draws.unseen(found.terms, torch.finfo(posed.dtype).eps, num)
         # points reach into the tails evenly: only what plain draws would miss counts
         bar = half_width(found.terms.std_error, None, tolerance.confidence)
-        return self._solved(cube, found, unseen > bar, looked)
+        return self.solved(cube, found, unseen > bar, looked)
 
     def solve(self, problem: Problem, tolerance: Tolerance) -> Solved:
         """Integrate a batch of intervals or boxes, all with the same points.
@@ -72,30 +70,89 @@ class QuasiMonteCarlo:
             NotImplementedError: If limits are to be differentiated.
         """
         cube = cube_of_boxes(problem)
-        found = self._averaged(cube, draw_seed(tolerance.generator), tolerance)
-        return self._solved(cube, found, torch.zeros_like(found.std_error) > 0, 0)
+        found = self.averaged(cube, draw_seed(tolerance.generator), tolerance)
+        return self.solved(cube, found, torch.zeros_like(found.std_error) > 0, 0)
 
-    def _averaged(self, cube: Cube, seed: int, tolerance: Tolerance) -> Averages:
+    def averaged(
+        self,
+        cube: Cube,
+        seed: int,
+        tolerance: Tolerance,
+        spent: int = 0,
+        slopes: Tensor | None = None,
+    ) -> Averages:
+        """The function's averages over the points.
+
+        Args:
+            cube: The function.
+            seed: Of the randomisations.
+            tolerance: When to stop.
+            spent: Of the budget, before.
+            slopes: As in `Replicates`.
+        """
         r = self.replicates
-        most = tolerance.max_evals or _MAX_EVALS
+        most = (tolerance.max_evals or _MAX_EVALS) - spent
         if self.num_points is not None:
             last = math.ceil(math.log2(self.num_points))
         else:
             last = min(MAX_LOG, int(math.log2(max(2, most // r))))
-        waits = tolerance.asked and self.num_points is None
-        points = ScrambledSobol.of(seed, r, cube.dim, cube.device)
-        return Replicates(cube.at, points, r).averaged(
-            min(_FIRST, last) if waits else last,
+        first = min(_FIRST, last) if self._waits(tolerance) else last
+        return Replicates(cube.at, self._points(seed, cube, last), r, slopes).averaged(
+            first,
             last,
             tolerance.confidence,
             lambda value, bar: ~tolerance.missed(value, bar).any(),
         )
 
-    def _solved(self, cube: Cube, found: Averages, unseen: Tensor, looked: int) -> Solved:
+    def solved(self, cube: Cube, found: Averages, unseen: Tensor, looked: int) -> Solved:
+        """Value, bar and flags."""
         dof = self.replicates - 1
         bar = found.bar + _ROUNDING * cube.rounding * found.terms.size / found.terms.num
         status = judged(found.terms, unseen)
         error = torch.where((status != 0).reshape(-1, *[1] * (bar.ndim - 1)), math.inf, bar)
         count = torch.full_like(status, found.terms.num + looked)
-        method = f"randomised quasi-Monte Carlo, {self.replicates} scrambles"
+        method = f"{self._name}, {self.replicates} {self._sets}"
         return Solved(found.value, error, status, count, method, found.std_error, float(dof))
+
+    def _waits(self, tolerance: Tolerance) -> bool:
+        return tolerance.asked and self.num_points is None
+
+    def _points(self, seed: int, cube: Cube, log: int) -> Points:
+        raise NotImplementedError
+
+    @property
+    def _name(self) -> str:
+        raise NotImplementedError
+
+    _sets = "replicates"
+
+
+@dataclass(frozen=True)
+class QuasiMonteCarlo(Replicated):
+    """Scrambled Sobol points, whose error falls as n^−3/2 where the integrand is smooth.
+
+    The bar is Student's t of independent replicates. Where a tolerance is asked for, points are
+    doubled until it is met, and the looks at the bar share its confidence.
+    """
+
+    def _points(self, seed: int, cube: Cube, log: int) -> Points:
+        return ScrambledSobol.of(seed, self.replicates, cube.dim, cube.device)
+
+    _name, _sets = "randomised quasi-Monte Carlo", "scrambles"
+
+
+@dataclass(frozen=True)
+class Stratified(Replicated):
+    """One uniform draw in every cell of a grid, whose error falls as n^−1/2−1/d.
+
+    As many cells as points, along as many axes as these allow; the number of points is not
+    doubled, since cells are cut anew.
+    """
+
+    def _waits(self, tolerance: Tolerance) -> bool:
+        return False
+
+    def _points(self, seed: int, cube: Cube, log: int) -> Points:
+        return Strata(seed, self.replicates, cube.dim, log, cube.device)
+
+    _name = "stratified Monte Carlo"

@@ -4,6 +4,7 @@ The bar is Student's t of the replicates' means, never the scatter within one of
 where these are skewed, as where a tail decides: Hall (1992), On the removal of skewness by
 transformation, the wider side on both. Points are doubled until it is small enough; as many looks
 as there may be share the confidence, so that stopping early does not spoil it (Bonferroni 1936).
+Jumps along an axis, which all replicates may miss alike, are looked for apart (see `steps`).
 L'Ecuyer, Nakayama, Owen & Tuffin (2023), Confidence intervals for randomized quasi-Monte Carlo
 estimators.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Inexact
@@ -21,10 +22,14 @@ from torch import Tensor
 
 from probcalc.integration.replay import rerun
 from probcalc.integration.running import Running, tail_length
+from probcalc.integration.steps import binned, keeps, largest_jump
 from probcalc.result import half_width
 
 _SYMMETRIC = 1e-4  # skewness of a mean that changes nothing
 _BLOCK = 2**14  # points of all replicates that are made together
+
+
+Bins = tuple[Tensor, ...]
 
 
 @runtime_checkable
@@ -63,11 +68,13 @@ class Replicates:
         at: From points ``(n, d)`` to values ``(n, b, *out)``.
         points: The points.
         num_replicates: How many sets of them.
+        slopes: Of a map of every axis through which the points went, bin by bin (see `steps`).
     """
 
     at: Callable[[Float[Tensor, "n d"]], Inexact[Tensor, "n b *out"]]
     points: Points
     num_replicates: int
+    slopes: Float[Tensor, "d bins"] | None = None
 
     def averaged(
         self,
@@ -87,40 +94,57 @@ class Replicates:
         looks = last - first + 1
         shared = 1 - (1 - confidence) / looks
         top = tail_length(self.num_replicates * 2**last) + 1
-        means, terms, log = *self._between(0, 2**first, top), first
+        means, terms, bins, log = *self._between(0, 2**first, top), first
         while True:
-            found = self._summary(means, terms, 2**log, shared)
+            found = self._summary(means, terms, bins, 2**log, shared)
             if log == last or bool(enough(found.value.detach(), found.bar)):
                 return found
-            more, further = self._between(2**log, 2 ** (log + 1), top)
+            more, further, others = self._between(2**log, 2 ** (log + 1), top)
             means, terms, log = 0.5 * (means + more), terms.joined(further, top), log + 1
+            bins = tuple(a + b for a, b in zip(bins, others, strict=True))
 
-    def _between(self, start: int, stop: int, top: int) -> tuple[Tensor, Running]:
+    def _between(self, start: int, stop: int, top: int) -> tuple[Tensor, Running, Bins]:
         step = max(1, min(stop - start, 2 ** int(math.log2(_BLOCK / self.num_replicates))))
         total: Tensor | float = 0.0
         terms: Running | None = None
+        bins: Bins = ()
         for at in range(start, stop, step):
-            part, *stats = rerun(self._block, at, step, top)
+            part, of_bins, *stats = rerun(self._block, at, step, top)
             own = Running(self.num_replicates * step, *stats)
             terms = own if terms is None else terms.joined(own, top)
+            bins = tuple(a + b for a, b in zip(bins, of_bins, strict=True)) if bins else of_bins
             total = total + part
         assert terms is not None
         assert torch.is_tensor(total)
-        return total / (stop - start), terms
+        return total / (stop - start), terms, bins
 
-    def _block(self, start: int, num: int, top: int) -> tuple[Tensor, ...]:
-        u = self.points.points(start, num)
-        f = self.at(u.flatten(0, 1))
+    def _block(self, start: int, num: int, top: int) -> tuple[Any, ...]:
+        u = self.points.points(start, num).flatten(0, 1)
+        f = self.at(u)
         own = Running.of(f.detach(), top)
+        bins = binned(u, f, self.slopes) if keeps(u.shape[1], f[0].numel()) else ()
         sums = f.unflatten(0, (self.num_replicates, num)).sum(dim=1)
-        return (sums, *list(vars(own).values())[1:])
+        return (sums, bins, *list(vars(own).values())[1:])
 
-    def _summary(self, means: Tensor, terms: Running, num: int, confidence: float) -> Averages:
+    def _summary(
+        self, means: Tensor, terms: Running, bins: Bins, num: int, confidence: float
+    ) -> Averages:
         value, r = means.mean(dim=0), self.num_replicates
         gap = means.detach() - value.detach()
         std_error = (gap.abs().square().sum(dim=0) / (r - 1) / r).sqrt()
         bar = half_width(std_error * _widened(gap, confidence), r - 1, confidence)
+        if bins:
+            # so many of r points may lie on one side, and the others would at this confidence
+            agreed = 1 - (1 - confidence) ** (1 / r)
+            bar = bar + agreed / num * _shaped(largest_jump(*bins, self.slopes), gap)
         return Averages(value, std_error, bar, terms, num)
+
+
+def _shaped(jump: Float[Tensor, " c"], like: Inexact[Tensor, "r b *out"]) -> Float[Tensor, " ..."]:
+    shape = like.shape[1:]
+    if like.is_complex():
+        return jump.reshape(*shape, 2).norm(dim=-1)
+    return jump.reshape(shape)
 
 
 def _widened(gap: Inexact[Tensor, "r b *out"], confidence: float) -> Float[Tensor, " b *out"]:

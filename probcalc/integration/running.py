@@ -75,6 +75,11 @@ class Running:
         flat = {k: t.reshape(shape) for k, t in vars(self).items() if k not in {"num", "top"}}
         return replace(self, top=self.top.reshape(-1, *shape), **flat)
 
+    def column(self, i: int) -> Running:
+        """One output of several along the last axis."""
+        own = {k: t[..., i] for k, t in vars(self).items() if k != "num"}
+        return replace(self, **own)
+
     def joined(self, other: Running, num_top: int) -> Running:
         """Both parts of the stream together."""
         n, m = self.num, other.num
