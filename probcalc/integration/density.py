@@ -2,6 +2,7 @@
 
 The domain is cut at quantiles down to 1e-15 on either side (of every component of a mixture), so
 that no scale or place is too narrow or too far out; tails beyond are half-infinite intervals.
+Where mass is spread over many powers of ten next to zero, the logarithm is integrated over.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution, MixtureSameFamily
 
 from probcalc._random import forked
+from probcalc.distributions.cdf import cdf
 from probcalc.distributions.log_density import log_density
 from probcalc.distributions.quantile import quantile
 from probcalc.distributions.rebuild import in_double
@@ -26,12 +28,19 @@ from probcalc.integration.problem import Problem
 
 _LEVELS = (1e-15, 1e-9, 1e-6, 1e-3, 0.05, 0.3)
 _LEVELS_OF_COMPONENTS = (1e-9, 0.05)
+_THOUSANDTH, _STEEP = 3, 1e-9  # place of the quantile 0.001, and what it is of the median at most
+_LEAST, _MOST = -744.0, 700.0  # logarithms of about the least and the largest number
 _NEAREST = 1e-10  # distance of a break from an end, relative to the span of all
 _DRAWS = 2**12  # that stand in for quantiles which nobody knows
 
 
-def as_integral(posed: Expectation) -> Problem:
-    """The integral of the function times the density, over the support."""
+def as_integral(posed: Expectation, *, over_logarithm: bool = False) -> Problem:
+    """The integral of the function times the density, over the support.
+
+    Args:
+        posed: The expectation.
+        over_logarithm: Whether it may become one over the logarithm.
+    """
     dist = in_double(posed.dist)
     support = support_of(dist)
     b = math.prod(posed.batch)
@@ -39,17 +48,53 @@ def as_integral(posed: Expectation) -> Problem:
     ends = (support.lower, support.upper)
     lower, upper = (t.double().expand(posed.batch).reshape(b) for t in ends)
     with torch.no_grad():
-        breaks = _off_the_ends(_breaks(posed, dist).reshape(b, -1), lower, upper)
-    fn, args = over_parameters(posed, dist, partial(_product, posed))
+        breaks = _breaks(posed, dist).reshape(b, -1)
+        steep = over_logarithm and _steep(breaks, lower)
+        breaks = breaks.log() if steep else _off_the_ends(breaks, lower, upper)
+    if steep:
+        lower, upper = torch.full_like(lower, _LEAST), upper.log()
+    fn, args = over_parameters(posed, dist, partial(_product, posed, steep))
     rounding = torch.finfo(posed.dtype).eps
     ones = torch.ones_like(lower)
     return Problem(fn, args, lower, upper, ones, breaks, posed.batch, torch.float64, rounding)
 
 
+def _steep(breaks: Float[Tensor, "b s"], lower: Float[Tensor, " b"]) -> bool:
+    """Whether much of the mass lies so near zero that its logarithm is what it is spread over."""
+    if not len(lower) or lower.requires_grad or not bool((lower == 0).all()):
+        return False
+    low = breaks.sort(dim=1).values
+    return bool((low[:, _THOUSANDTH] < _STEEP * low[:, len(_LEVELS)]).any())
+
+
+def beyond(posed: Expectation, problem: Problem) -> Tensor | None:
+    """What the mass nearer to zero than any number adds, were the function still there.
+
+    None where the integral reaches as far as there is mass.
+    """
+    dist = in_double(posed.dist)
+    if problem.lower.requires_grad or not bool((problem.lower == _LEAST).all()):
+        return None
+    nearest = torch.full(posed.batch, math.exp(_LEAST), dtype=torch.float64, device=posed.device)
+    with torch.no_grad():
+        mass = cdf(dist, nearest)
+        f = posed.values(nearest[None])[0].abs()
+    if posed.shift is not None:
+        f = (f - posed.shift.reshape([*posed.batch, *[1] * (f.ndim - mass.ndim)])).exp()
+    added = mass.reshape([*mass.shape, *[1] * (f.ndim - mass.ndim)]) * f
+    return added.reshape(problem.size, *added.shape[len(posed.batch) :])
+
+
 def _product(
-    posed: Expectation, x: Tensor, args: tuple[Any, ...], dist: Distribution, shift: Tensor | None
+    posed: Expectation,
+    steep: bool,
+    x: Tensor,
+    args: tuple[Any, ...],
+    dist: Distribution,
+    shift: Tensor | None,
 ) -> Tensor:
-    log_p = log_density(dist, x)
+    x, slope = (x.clamp(max=_MOST).exp(), x) if steep else (x, 0.0)
+    log_p = log_density(dist, x) + slope
     place = x if shift is not None else alive(x, log_p)
     values = posed.fn(place.to(posed.dtype), *args)
     values = checked_values(values, tuple(x.shape), tuple(x.shape))

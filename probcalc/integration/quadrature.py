@@ -11,7 +11,7 @@ from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
 from probcalc.integration.adaptive import Swept, adaptive
-from probcalc.integration.density import as_integral
+from probcalc.integration.density import as_integral, beyond
 from probcalc.integration.expectation import Expectation
 from probcalc.integration.goal import Goal
 from probcalc.integration.measure import Measure
@@ -42,7 +42,10 @@ class GaussKronrod:
         Raises:
             ValueError: If draws are not numbers, or the distribution has no density.
         """
-        return self.solve(as_integral(posed), tolerance)
+        problem = as_integral(posed, over_logarithm=True)
+        solved = self.solve(problem, tolerance)
+        added = beyond(posed, problem)
+        return solved if added is None else replace(solved, error=solved.error + 2 * added)
 
     def solve(self, problem: Problem, tolerance: Tolerance) -> Solved:
         """Integrate a batch of intervals."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+import mpmath
 import pytest
 import scipy.stats
 import torch
@@ -325,3 +326,19 @@ def test_bad_input_is_refused(call, error: type, text: str):
         call()
     checked = "Type-check error" in str(raised.value)  # by annotation, in other words
     assert checked or (isinstance(raised.value, error) and re.search(text, str(raised.value)))
+
+
+@pytest.mark.parametrize("shape", [0.01, 0.03, 0.1])
+def test_mass_over_many_powers_of_ten(shape: float):
+    """E log x and its variance under Gamma(a): the bar says what lies below the least number."""
+    a = number(shape)
+    dist = td.Gamma(a, number(1.0))
+    for fn, exact in [
+        (torch.log, mpmath.psi(0, shape)),
+        (lambda x: (x.log() - float(mpmath.psi(0, shape))) ** 2, mpmath.psi(1, shape)),
+        (lambda x: x, shape),
+    ]:
+        result, exact = expect(fn, dist), float(exact)
+        assert result.ok
+        assert abs(float(result.value) - exact) <= float(result.error) + 1e-13 * abs(exact)
+        assert float(result.error) <= (0.1 if shape == 0.01 else 1e-6) * abs(exact)
