@@ -90,11 +90,12 @@ def cube_of(posed: Expectation) -> Cube:
         # a copy: this may be run again for the gradient, and torch's lazy properties are kept
         dist = copied(posed.dist)
         x = image_of(dist)[1](u)
+        x = x.detach() if posed.by_score else x
         f = posed.values(x)
         if posed.shift is not None:
             f = (f - posed.shift.reshape([*posed.batch, *[1] * (f.ndim - 1 - lead)])).exp()
         f = f.reshape(len(f), b, *f.shape[1 + lead :])
-        return f if dist.has_rsample or not torch.is_grad_enabled() else f * score(dist, x, f)
+        return f * score(dist, x, f) if posed.by_score and torch.is_grad_enabled() else f
 
     return Cube(dim, b, at, posed.device, torch.finfo(posed.dtype).eps)
 

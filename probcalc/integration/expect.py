@@ -6,15 +6,18 @@ E_p[f] = ∫ f(x) p(x) dx   or   Σ f(k) p(k)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from probcalc._random import forked
 from probcalc.integration.choose import ExpectationMethod, climbed, ladder
 from probcalc.integration.expectation import Expectation, expectation
 from probcalc.integration.gauss_quadrature import GaussQuadrature
+from probcalc.integration.gradient_estimators import GradientEstimator, Pathwise, ScoreFunction
 from probcalc.integration.problem import Solved, Tolerance, refuse_transforms
 from probcalc.result import Estimate
 
@@ -28,6 +31,7 @@ def expect(
     rtol: float | None = None,
     atol: float | None = None,
     method: ExpectationMethod | None = None,
+    gradient: GradientEstimator | None = None,
     max_evals: int | None = None,
     confidence: float = 0.99,
     dtype: torch.dtype | None = None,
@@ -53,6 +57,9 @@ def expect(
         rtol: Relative tolerance; deterministic methods try for 1e-8 where none is given.
         atol: Absolute tolerance; of the two the looser holds.
         method: Such as `GaussKronrod()` or `MonteCarlo(10_000)`; default the best that applies.
+        gradient: `Pathwise()` or `ScoreFunction()`, how random methods differentiate in the
+            distribution's parameters; default the first where draws are reparametrised. For the
+            gradient with its error bar, and by other estimators, see `expect_grad`.
         max_evals: Points that each element may spend.
         confidence: Level of a random method's bar.
         dtype: Precision in which `fn` is evaluated; default that of the parameters.
@@ -65,7 +72,7 @@ def expect(
     Raises:
         TypeError: If `fn` or `dist` is not what it should be; inside `vmap` or a compiled graph,
             but with `GaussQuadrature`.
-        ValueError: If shapes or devices do not fit.
+        ValueError: If shapes or devices do not fit, or the gradient asked for would be wrong.
 
     >>> expect(lambda x: x.exp(), torch.distributions.Normal(0.0, 1.0), dtype=torch.float64).value
     tensor(1.6487, dtype=torch.float64)
@@ -74,9 +81,24 @@ def expect(
     if not isinstance(method, GaussQuadrature):
         refuse_transforms()
     posed = expectation(fn, dist, args=args, breaks=breaks, dtype=dtype)
+    if gradient is not None:
+        posed = replace(posed, gradient=_allowed(gradient, posed))
     solved = method.expect(posed, tolerance) if method else best(posed, tolerance)
     reads = not isinstance(method, GaussQuadrature)
     return solved.estimate(posed.batch, posed.dtype, tolerance, stacklevel=2, reads=reads)
+
+
+def _allowed(gradient: GradientEstimator, posed: Expectation) -> GradientEstimator:
+    if not isinstance(gradient, (Pathwise, ScoreFunction)):
+        raise TypeError(
+            "`gradient` must be `Pathwise()` or `ScoreFunction()`, got "
+            f"{type(gradient).__name__}: others are for `expect_grad`."
+        )
+    with forked(0, posed.device):
+        reason = gradient.refused(posed.values, posed.dist)
+    if reason:
+        raise ValueError(f"{type(gradient).__name__} would be wrong here: {reason}")
+    return gradient
 
 
 def best(posed: Expectation, tolerance: Tolerance) -> Solved:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from probcalc.distributions.rebuild import copied, taken_apart
+from probcalc.integration.gradient_estimators import GradientEstimator, ScoreFunction
 from probcalc.integration.integrand import checked_values
 from probcalc.integration.problem import as_double, common_device, flattened
 
@@ -31,6 +32,8 @@ class Expectation:
         dtype: In which the function is evaluated.
         shift: Where the function is the logarithm of the one that is meant: ``(*batch)``, to be
             taken from it before exponentiating. Else None.
+        gradient: How random methods differentiate; None: through the draws where these are
+            reparametrised, else by the score.
     """
 
     fn: Callable[..., Tensor]
@@ -39,6 +42,14 @@ class Expectation:
     breaks: Tensor | None
     dtype: torch.dtype
     shift: Float[Tensor, "*batch"] | None = None
+    gradient: GradientEstimator | None = None
+
+    @property
+    def by_score(self) -> bool:
+        """Whether random methods differentiate the density."""
+        if self.gradient is None:
+            return not self.dist.has_rsample
+        return isinstance(self.gradient, ScoreFunction)
 
     @property
     def batch(self) -> tuple[int, ...]:

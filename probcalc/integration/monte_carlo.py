@@ -26,8 +26,9 @@ from probcalc._random import child, draw_seed, forked
 from probcalc.distributions.log_density import log_density
 from probcalc.distributions.rebuild import copied
 from probcalc.integration.control_variates import Control
-from probcalc.integration.cube import Cube, cube_of, cube_of_boxes, score
+from probcalc.integration.cube import Cube, cube_of, cube_of_boxes
 from probcalc.integration.expectation import Expectation
+from probcalc.integration.gradient_estimators import NoBaseline, ScoreFunction, surrogate
 from probcalc.integration.problem import Problem, Solved, Tolerance
 from probcalc.integration.replay import rerun
 from probcalc.integration.running import Running, tail_length
@@ -210,14 +211,21 @@ class Draws:
         x = self.drawn(dist, block, size)
         f = self._terms(x)
         own = Running.of(f.detach(), top)
-        if not dist.has_rsample and torch.is_grad_enabled():
-            f = f * score(dist, x, f)
+        if self.posed.by_score and torch.is_grad_enabled():
+            f = self._by_score(dist, x, f)
         return (f.sum(dim=0), *list(vars(own).values())[1:])
 
     def drawn(self, dist: Distribution, block: int, size: int) -> Tensor:
         """The draws of a block."""
         with forked(child(self.seed, block).initial_seed(), self.posed.device):
-            return dist.rsample((size,)) if dist.has_rsample else dist.sample((size,))
+            return dist.sample((size,)) if self.posed.by_score else dist.rsample((size,))
+
+    def _by_score(self, dist: Distribution, x: Tensor, f: Tensor) -> Tensor:
+        log_p = dist.log_prob(x).reshape(*f.shape[:2], *[1] * (f.ndim - 2)).expand(f.shape)
+        chosen = self.posed.gradient
+        baseline = chosen.baseline if isinstance(chosen, ScoreFunction) else None
+        alone = NoBaseline() if len(x) < 2 else baseline
+        return surrogate(log_p, f, f if f.requires_grad else None, baseline=alone)
 
     def _terms(self, x: Tensor) -> Inexact[Tensor, " n b *out"]:
         posed = self.posed

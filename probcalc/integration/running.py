@@ -19,6 +19,7 @@ from probcalc.integration.tails import fit_generalised_pareto
 
 _SMALL_SHARE = 1e-3  # of the sum: a largest term of that size leaves about as much unseen
 _FEWEST = 5  # exceedances that say something about a tail
+_PART = 3  # of the largest terms' number, whose tail must be as heavy
 _EQUAL = 8.0  # units in the last place by which equal terms may differ
 
 
@@ -122,9 +123,20 @@ class Running:
         peak = self.top[0].clamp(min=torch.finfo(self.top.dtype).tiny)
         tail = (self.top[: m + 1] / peak).flip(0).movedim(0, -1)  # ascending
         excess = (tail[..., 1:] - tail[..., :1]).clamp(min=0.0)
-        k = fit_generalised_pareto(excess)[0]
         met_again = (excess[..., -_FEWEST] <= 0) | (excess[..., m // 4] <= 0)
-        khat = torch.where(met_again, -math.inf, torch.where(k.isfinite(), k, math.inf))
+        k = _shape(excess)
+        few = m // _PART
+        if few > 2 * _FEWEST:
+            # a step or a plateau below the largest terms looks like a tail, and they do not
+            far = _shape((tail[..., -few:] - tail[..., -few - 1, None]).clamp(min=0.0))
+            k = torch.minimum(k, far + (1 + far) / few**0.5)
+        khat = torch.where(met_again, -math.inf, k)
         share = peak / self.size
         limit = 1 + share.log() / math.log(self.num)
         return torch.where(share <= _SMALL_SHARE, khat.minimum(limit), khat)
+
+
+def _shape(excess: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch"]:
+    """Of a generalised Pareto distribution; infinite where there is none."""
+    k = fit_generalised_pareto(excess)[0]
+    return torch.where(k.isfinite(), k, math.inf)

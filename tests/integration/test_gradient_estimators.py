@@ -19,8 +19,10 @@ from probcalc import (
     MonteCarlo,
     NoBaseline,
     Pathwise,
+    QuasiMonteCarlo,
     ScoreFunction,
     compare_gradient_estimators,
+    expect,
     expect_grad,
 )
 from probcalc.integration.gradient_estimators import surrogate
@@ -267,3 +269,22 @@ BAD = {
 def test_refusals(call, error: type[Exception], text: str):
     with pytest.raises(error, match=text):
         call()
+
+
+@pytest.mark.parametrize("method", [MonteCarlo(), QuasiMonteCarlo()])
+def test_expectations_by_the_gradient_asked_for(method, generator: torch.Generator):
+    t = number(0.3, 0.5).requires_grad_()
+    cases = [
+        (torch.sin, Pathwise(), t.cos() * math.exp(-0.5)),
+        (torch.sin, ScoreFunction(), t.cos() * math.exp(-0.5)),
+        (step, ScoreFunction(), (-0.5 * t**2).exp() / math.sqrt(2 * math.pi)),
+    ]
+    for fn, gradient, exact in cases:
+        options = {"method": method, "gradient": gradient, "generator": generator}
+        value = expect(fn, td.Normal(t, 1.0), **options).value
+        (slope,) = torch.autograd.grad(value.sum(), t)
+        torch.testing.assert_close(slope, exact.detach(), rtol=0, atol=0.01)
+    with pytest.raises(ValueError, match="would be wrong here"):
+        expect(step, td.Normal(t, 1.0), method=method, gradient=Pathwise())
+    with pytest.raises(TypeError, match="others are for `expect_grad`"):
+        expect(step, td.Normal(t, 1.0), method=method, gradient=MeasureValued())
