@@ -22,6 +22,7 @@ from probcalc.distributions.quantile import quantile
 from probcalc.distributions.rebuild import copied
 from probcalc.integration.cells import Box
 from probcalc.integration.expectation import Expectation
+from probcalc.integration.gradient_estimators import NoBaseline, surrogate
 from probcalc.integration.problem import Problem
 
 Place = Callable[[Float[Tensor, "n d"]], Tensor]
@@ -95,16 +96,13 @@ def cube_of(posed: Expectation) -> Cube:
         if posed.shift is not None:
             f = (f - posed.shift.reshape([*posed.batch, *[1] * (f.ndim - 1 - lead)])).exp()
         f = f.reshape(len(f), b, *f.shape[1 + lead :])
-        return f * score(dist, x, f) if posed.by_score and torch.is_grad_enabled() else f
+        if not posed.by_score or not torch.is_grad_enabled():
+            return f
+        # points of a net depend on each other: none is a baseline for the others
+        log_p = dist.log_prob(x).reshape(*f.shape[:2], *[1] * (f.ndim - 2)).expand(f.shape)
+        return surrogate(log_p, f, f if f.requires_grad else None, baseline=NoBaseline())
 
     return Cube(dim, b, at, posed.device, torch.finfo(posed.dtype).eps)
-
-
-def score(dist: td.Distribution, x: Tensor, f: Tensor) -> Tensor:
-    """One, whose derivative is that of log p: REINFORCE, Williams (1992)."""
-    log_p = dist.log_prob(x)
-    factor = (log_p - log_p.detach()).exp()
-    return factor.reshape(*f.shape[:2], *[1] * (f.ndim - 2))
 
 
 def image_of(dist: td.Distribution) -> tuple[int, Place]:
