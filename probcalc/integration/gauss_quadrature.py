@@ -3,10 +3,11 @@
     ∫ f w ≈ Σ w_i f(x_i),   exact for polynomials of degree 2n − 1
 
 They run inside `vmap`, `grad`, `make_fx` and `torch.compile`, so that a quadrature inside a log
-density is a normal thing to write. The error bar comes from the same values: a Gauss rule misses
-the coefficients from degree 2n on, and these are foreseen from how those of degree n/2 to n decay;
-where they hardly do (kinks, jumps), the bar is the norm of the latter. Three points more show
-whether the interpolant is any (an aliased wave). A needle between the nodes is not seen.
+density is a normal thing to write. The error bar comes from the same values by a handful of linear
+functionals, one product of matrices for a batch: a Gauss rule misses the coefficients from degree
+2n on, and these are foreseen from how those from n/2 to n decay (signed sums of the lower and of
+the upper half of them stand for all). The upper sums also hold what the interpolant misses at two
+more points, so that an aliased wave is seen. A needle between the nodes is not.
 
 Golub & Welsch (1969), Calculation of Gauss quadrature rules.
 """
@@ -14,10 +15,13 @@ Golub & Welsch (1969), Calculation of Gauss quadrature rules.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
@@ -30,14 +34,11 @@ from probcalc.integration.replay import rerun
 from probcalc.integration.standard import Axis, as_standard
 from probcalc.status import Status
 
-_SAFETY = 2.0  # on what is foreseen
-_SLOWEST = 0.999  # ratio of coefficients
-_CHECKS = 3
+_FAST = 0.5  # ratio of one coefficient to the one before, below which their decay is believed
+_LEAST = 1e-8  # that of whole halves, which rounding hides otherwise
+_CHECKS = 2
 _GOLDEN = 0.5 * (3 - 5**0.5)  # place of a check between two nodes
-_FAR = (
-    10.0  # norms of the upper coefficients, a miss of the interpolant above which is no rounding
-)
-_FAST = 0.5  # ratio of coefficients below which their decay is believed
+_SIGNS = ((1.0, 1.0), (1.0, -1.0))  # of the misses at the checks
 _MOST = 2**20  # points of a product
 _CHUNK = 2**18  # values that are evaluated together, where the batch can be cut
 _ROUNDING = 4.0  # units in the last place
@@ -78,10 +79,12 @@ class GaussQuadrature:
         dim = problem.event[0] if boxes else 1
         lower, upper = (t.reshape(problem.size, dim) for t in (problem.lower, problem.upper))
 
+        asked = _asked(problem)
+
         def at(z: Tensor, elem: slice) -> Tensor:
             low, width = lower[elem], (upper - lower)[elem]
             x = torch.addcmul(low, width, z)
-            f = _asked(problem, x if boxes else x[..., 0], elem)
+            f = asked(x if boxes else x[..., 0], elem)
             scale = problem.sign[elem] * width.prod(dim=-1)
             return f * scale.reshape([-1, *[1] * (f.ndim - 2)])
 
@@ -96,7 +99,7 @@ class GaussQuadrature:
         """
         del tolerance
         problem, axes = as_standard(posed, still=False)
-        return self._solved(lambda z, elem: _asked(problem, z, elem), axes, problem)
+        return self._solved(_asked(problem), axes, problem)
 
     def _solved(self, at: At, axes: tuple[Axis, ...], problem: Problem) -> Solved:
         n, b = self.num_points, problem.size
@@ -108,104 +111,129 @@ class GaussQuadrature:
             )
         device = problem.lower.device
         rules = [_rule(axis, n, device) for axis in axes]
-        cut = problem.tensors and problem.batch and not any(axis.shape for axis in axes)
-        step = max(1, _CHUNK // count) if cut else max(b, 1)
-        some = [slice(i, min(i + step, b)) for i in range(0, max(b, 1), step)]
-        points, rows = _points(rules), _functionals(rules)
-        run = rerun if len(some) > 1 else _run
-        parts = [run(_sums, at, points, rows, n, elem) for elem in some]
-        value, error, size = (torch.cat(column) for column in zip(*parts, strict=True))
-        good = value.detach().isfinite() & error.isfinite()
-        error = torch.where(good, error + _ROUNDING * problem.rounding * size, math.inf)
-        good = good.reshape(b, -1).all(dim=1)
-        status = torch.where(good, int(Status.OK), int(Status.NON_FINITE))
-        spent = torch.full((b,), count, dtype=torch.long, device=device)
-        return Solved(value, error, status, spent, f"Gauss rule of {n} points")
+        points, functionals = _points(rules), _functionals(rules)
+        # decay from half to half of the upper coefficients, so far apart, that is believed
+        slowest = max(_FAST ** ((n - n // 2) / 2), _LEAST)
+        if problem.tensors and problem.batch and not any(axis.shape for axis in axes):
+            piece = partial(at, points)
+            step = max(1, _CHUNK // count)
+        else:  # the function may close over the batch
+            f = at(points, slice(0, b))
+            piece = lambda elem: f[:, elem]  # noqa: E731
+            step = max(1, _CHUNK * b // max(f.numel(), 1))
+
+        def parts() -> Iterator[tuple[Tensor, Tensor]]:
+            run = _run
+            for i in range(0, max(b, 1), step):
+                figures = run(_figures, piece, functionals, slice(i, min(i + step, b)))
+                # what the backward pass needs is kept for the first piece alone
+                run = rerun if figures.requires_grad else _run
+                yield figures[0], _error(figures, slowest, _ROUNDING * problem.rounding)
+
+        value, error = _joined(parts(), b)
+        bad = error == math.inf
+        bad = bad.reshape(b, -1).any(dim=1) if bad.ndim > 1 else bad
+        spent = torch.full((), count, device=device).expand(b)
+        method = f"Gauss rule of {n} points"
+        status = bad.short() * int(Status.NON_FINITE)
+        return Solved(value, error, status, spent, method, flagged=True)
 
 
 @dataclass(frozen=True, eq=False)
 class _Rule:
-    """Nodes along an axis, weights, and how the last two coefficients come from values.
+    """Nodes along an axis, weights, and how coefficients and the interpolant come from values.
 
     Args:
         nodes: ``(n)``, or ``(n, *batch)`` where the weight has a shape.
-        rows: ``(r, n)`` or ``(r, n, *batch)``: weights, then the functionals of the coefficients
-            of degrees n/2 to n − 1.
+        rows: ``(5, n)`` or ``(5, n, *batch)``: weights, then signed sums of the coefficients
+            below degree n/2, of the next n/4, and two of the last n/4.
         checks: A few points between the nodes, ``(m)`` or ``(m, *batch)``.
         prediction: From values at the nodes to the interpolant there, ``(m, n)`` or ``(m, n,
             *batch)``.
     """
 
     nodes: Float[Tensor, " n *b"]
-    rows: Float[Tensor, "r n *b"]
+    rows: Float[Tensor, "5 n *b"]
     checks: Float[Tensor, " m *b"]
     prediction: Float[Tensor, "m n *b"]
 
 
-def _asked(problem: Problem, x: Tensor, elem: slice) -> Tensor:
-    """The function at points ``(n, k, *event)`` of some elements, or of all of the batch."""
-    k = len(range(*elem.indices(problem.size)))
-    x = x.expand(x.shape[0], k, *x.shape[2:])
-    event = x.shape[2:]
+def _asked(problem: Problem) -> At:
+    """The function at points ``(n, 1 or k, *event)`` of some elements, or of all of the batch."""
     if problem.batch and problem.tensors:
-        own = tuple(a[elem] if torch.is_tensor(a) else a for a in problem.args)
-        return called(problem.fn, x, own, (k,))
-    shaped = x.reshape(x.shape[0], *problem.batch, *event)
-    f = called(problem.fn, shaped, problem.args, problem.batch)
-    return f.reshape(x.shape[0], k, *f.shape[1 + len(problem.batch) :])
+
+        def at(x: Tensor, elem: slice) -> Tensor:
+            k = elem.stop - elem.start
+            own = tuple(a[elem] if torch.is_tensor(a) else a for a in problem.args)
+            return called(problem.fn, x.expand(x.shape[0], k, *x.shape[2:]), own, (k,))
+
+    else:
+
+        def at(x: Tensor, elem: slice) -> Tensor:
+            del elem
+            lead, event = (x.shape[0], *problem.batch), x.shape[2:]
+            x = x.expand(lead[0], problem.size, *event).reshape(*lead, *event)
+            f = called(problem.fn, x, problem.args, problem.batch)
+            return f.reshape(lead[0], problem.size, *f.shape[len(lead) :])
+
+    return at
 
 
 def _run(fn: Callable[..., Any], *args: Any) -> Any:
     return fn(*args)
 
 
-def _sums(
-    at: At, points: Tensor, rows: Tensor, num_points: int, elem: slice
-) -> tuple[Inexact[Tensor, " k *out"], Float[Tensor, " k *out"], Float[Tensor, " k *out"]]:
-    """Integral, error and integral of |f| of some elements."""
-    f = at(points, elem)
-    n, k, *out = f.shape
-    f = f.reshape(n, k, -1)
-    step = max(1, _CHUNK // (n * f.shape[2]))
-    columns = [
-        _of_columns(rows, f, slice(i, min(i + step, k)), num_points)
-        for i in range(0, max(k, 1), step)
-    ]
-    return tuple(torch.cat(c).reshape(k, *out) for c in zip(*columns, strict=True))
+def _joined(parts: Iterator[tuple[Tensor, ...]], size: int) -> tuple[Tensor, ...]:
+    """Columns of parts, one part after the other; written in place where nothing forbids it."""
+    first = next(parts)
+    if first[0].shape[0] == size:
+        return first
+    if first[0].requires_grad or torch._C._functorch.peek_interpreter_stack() is not None:
+        return tuple(torch.cat(column) for column in zip(first, *parts, strict=True))
+    joined = tuple(t.new_empty(size, *t.shape[1:]) for t in first)
+    start = 0
+    for part in chain([first], parts):
+        for into, t in zip(joined, part, strict=True):
+            into[start : start + t.shape[0]] = t
+        start += part[0].shape[0]
+    return joined
 
 
-def _of_columns(
-    rows: Tensor, f: Tensor, columns: slice, num_points: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    f, at_checks = f[:-_CHECKS, columns], f[-_CHECKS:, columns].detach()
-    if rows.ndim == 2:  # the weights are those of every element
-        apply = lambda r, g: (r.to(g.dtype) @ g.flatten(1)).view(-1, *g.shape[1:])  # noqa: E731
-    else:
-        rows = rows[..., columns]
-        apply = lambda r, g: torch.einsum("rnk,nko->rko", r.to(g.dtype), g)  # noqa: E731
-    value = apply(rows[:1], f)[0]
-    with torch.no_grad():
-        size = apply(rows[:1], f.abs())[0]
-        figures = apply(rows[1:], f.detach())
-        missed = (at_checks - figures[-_CHECKS:]).abs().mean(dim=0)
-        # axis by axis, the coefficients of the upper half
-        half = num_points - num_points // 2
-        upper = figures[:-_CHECKS].abs().unflatten(0, (-1, half))
-        error = _foreseen(upper, num_points).sum(dim=0)
-        norm = upper.square().sum(dim=1).sqrt().sum(dim=0)
-        error = error.maximum(missed - _FAR * norm)
-    return value, error, size
+def _figures(
+    piece: Callable[[slice], Tensor], functionals: Tensor, elem: slice
+) -> Inexact[Tensor, "r k *out"]:
+    """Integral and sums of coefficients of some elements."""
+    f = piece(elem)
+    if functionals.ndim == 2:  # the same for every element
+        functionals = functionals.to(f.dtype) if f.is_complex() else functionals
+        return torch.tensordot(functionals, f, dims=1) if f.ndim > 2 else functionals @ f
+    return torch.einsum("rnk,nk...->rk...", functionals[..., elem].to(f.dtype), f)
 
 
-def _foreseen(upper: Float[Tensor, " d h *k"], n: int) -> Float[Tensor, " d *k"]:
-    """What lies beyond degree 2n, from the coefficients of degrees n/2 to n − 1."""
-    middle, last = upper[:, :2].sum(dim=1), upper[:, -2:].sum(dim=1)
-    tiny = torch.finfo(last.dtype).tiny
-    ratio = (last / middle.clamp(min=tiny)) ** (1.0 / max(upper.shape[1] - 2, 1))
-    ratio = ratio.clamp(max=_SLOWEST)
-    geometric = last * ratio**n / (1 - ratio)
-    norm = upper.square().sum(dim=1).sqrt()
-    return _SAFETY * geometric.maximum(norm * (ratio / _FAST).clamp(max=1.0) ** n)
+def _error(
+    figures: Inexact[Tensor, "r k *out"], slowest: float, rounding: float
+) -> Float[Tensor, " k *out"]:
+    """Error bars; infinite where there is no value."""
+    error, *sums = figures.detach().abs()
+    for i in range(0, len(sums), 4):
+        error = error.add_(sums[i])
+    error = error.mul_(rounding)
+    for i in range(1, len(sums), 4):
+        error = error.add_(_beyond(*sums[i : i + 3], slowest), alpha=slowest**-4)
+    return error.nan_to_num(nan=math.inf, posinf=math.inf)
+
+
+def _beyond(lower: Tensor, upper: Tensor, also: Tensor, slowest: float) -> Tensor:
+    """What lies beyond degree 2n along an axis, from sums of the coefficients below n.
+
+    Degree 2n is four times as far from the lower half of these as the upper half is. Up to a
+    factor, so that what decays more slowly than is believed keeps all of its norm. The sums are
+    overwritten.
+    """
+    upper = upper.add_(also)
+    norm = lower.add_(upper).add_(torch.finfo(lower.dtype).tiny)
+    decay = upper.div_(norm).clamp(max=slowest)
+    return decay.square().square().mul_(norm)
 
 
 def _points(rules: list[_Rule]) -> Float[Tensor, "n k d"]:
@@ -221,17 +249,27 @@ def _points(rules: list[_Rule]) -> Float[Tensor, "n k d"]:
 
 
 def _functionals(rules: list[_Rule]) -> Tensor:
-    """The product's weights, functionals of the coefficients along each axis, predictions."""
-    wanted = [(0,) * len(rules)]
-    for axis in range(len(rules)):
-        wanted += [
-            (0,) * axis + (row,) + (0,) * (len(rules) - axis - 1)
-            for row in range(1, len(rules[0].rows))
+    """The weights of the product, then four sums for each axis, on nodes and checks."""
+    weights = [rule.rows[0] for rule in rules]
+    wanted = [weights]
+    for axis, rule in enumerate(rules):
+        wanted += [[*weights[:axis], row, *weights[axis + 1 :]] for row in rule.rows[1:]]
+    at_nodes = torch.stack([_outer(parts) for parts in wanted])
+    turned = [[(check - i) % _CHECKS for check in range(_CHECKS)] for i in range(len(rules))]
+    predicted = torch.stack(
+        [
+            _outer([rule.prediction[turned[i][check]] for i, rule in enumerate(rules)])
+            for check in range(_CHECKS)
         ]
-    rows = [[rule.rows[i] for rule, i in zip(rules, one, strict=True)] for one in wanted]
-    for check in range(_CHECKS):
-        rows.append([rule.prediction[(check - i) % _CHECKS] for i, rule in enumerate(rules)])
-    return torch.stack([_outer(parts) for parts in rows])
+    )
+    # how much of which miss goes into which sum: the two upper ones of every axis
+    miss = torch.zeros(len(wanted), _CHECKS, dtype=at_nodes.dtype, device=at_nodes.device)
+    for row, signs in enumerate(_SIGNS):
+        miss[3 + row :: 4] = torch.tensor(signs, dtype=miss.dtype, device=miss.device)
+    at_nodes = at_nodes - torch.einsum("rm,mn...->rn...", miss, predicted)
+    at_checks = miss.reshape(*miss.shape, *[1] * (at_nodes.ndim - 2))
+    at_checks = at_checks.expand(*miss.shape, *at_nodes.shape[2:])
+    return torch.cat([at_nodes, at_checks], dim=1)
 
 
 def _outer(parts: list[Tensor]) -> Tensor:
@@ -261,7 +299,9 @@ def _rule(axis: Axis, n: int, device: torch.device) -> _Rule:
     with torch.no_grad():
         checks = _between(nodes)
         prediction = torch.einsum("km...,kn...->mn...", _polynomials(a, b, checks), weights * p)
-    return _Rule(nodes, weights * p[_degrees(n)], checks, prediction)
+    sums = torch.from_numpy(_sums_of_coefficients(n)).to(device)
+    rows = torch.einsum("rk,kn...->rn...", sums, weights * p)
+    return _Rule(nodes, rows, checks, prediction)
 
 
 def _polynomials(a: Tensor, b: Tensor, x: Tensor) -> Float[Tensor, "n m *b"]:
@@ -292,12 +332,25 @@ def _constants(name: str, n: int) -> tuple[Tensor, ...]:
     x, w = gauss(weight, n)
     p, checks = polynomials(weight, n, x), _between(x)
     prediction = polynomials(weight, n, checks).T @ (p * w)
-    return tuple(torch.from_numpy(t) for t in (x, w * p[_degrees(n)], checks, prediction))
+    rows = _sums_of_coefficients(n) @ (w * p)
+    return tuple(torch.from_numpy(t) for t in (x, rows, checks, prediction))
 
 
 # what `torch.compiler.assume_constant_result` marks, without its import of the compiler
 _constants._dynamo_marked_constant = True
 
 
-def _degrees(n: int) -> list[int]:
-    return [0, *range(n // 2, n)]
+@lru_cache
+def _sums_of_coefficients(n: int) -> np.ndarray:
+    """Of degree 0, of 1 to n/2 − 1, and of the lower and the upper half of the rest.
+
+    Signs in pairs, ++−−, and for a second sum of the last none, so that neither coefficients that
+    alternate (every one or every second) nor those that do not can cancel in both.
+    """
+    first, middle = n // 2, n // 2 + (n - n // 2) // 2
+    degrees = np.arange(n)
+    pairs = np.where((degrees - first) % 4 < 2, 1.0, -1.0)
+    pairs[0] = 1.0
+    high = degrees >= middle
+    sums = [degrees == 0, (degrees > 0) & (degrees < first), (degrees >= first) & ~high, high]
+    return np.stack([*(pairs * s for s in sums), 1.0 * high])

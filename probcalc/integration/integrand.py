@@ -109,6 +109,8 @@ def checked_values(
             f"the function must return shape (n, *batch, *out), here {lead} and any further axes, "
             f"for points of shape {shape}; got {got}."
         )
+    if values.dtype == torch.float64:
+        return values
     return values.to(torch.complex128 if values.is_complex() else torch.float64)
 
 

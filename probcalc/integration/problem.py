@@ -130,7 +130,7 @@ class Solved:
     """What a method found for a flat problem: ``(b, *out)``, flags and costs ``(b)``.
 
     Random methods give the standard error and its degrees of freedom as well; a method that was
-    chosen comes with the reason.
+    chosen comes with the reason; one that says so has taken the bars from values that are none.
     """
 
     value: Inexact[Tensor, " b *out"]
@@ -141,6 +141,7 @@ class Solved:
     std_error: Float[Tensor, " b *out"] | None = None
     dof: float | None = None
     reason: str = ""
+    flagged: bool = False
 
     def or_better(self, other: Solved, better: Bool[Tensor, " b"], confidence: float) -> Solved:
         """The other's elements where it is better; what they cost together."""
@@ -170,6 +171,13 @@ class Solved:
         width = half_width(torch.ones_like(self.error), None, confidence)
         return self.error / width if self.std_error is None else self.std_error
 
+    def _without_bars(self) -> tuple[Tensor, Tensor]:
+        """Errors and flags; whatever the method says, a value that is none has no bar."""
+        undefined = self.value.detach().isnan()
+        error = torch.where(undefined, math.inf, self.error)
+        unseen = _any_output(undefined) & (self.status == 0)
+        return error, self.status | torch.where(unseen, int(Status.NON_FINITE), int(Status.OK))
+
     def estimate(
         self,
         batch: tuple[int, ...],
@@ -184,14 +192,10 @@ class Solved:
         """
         shape = (*batch, *self.value.shape[1:])
         kind = dtype.to_complex() if self.value.is_complex() else dtype
-        # whatever the method says, a value that is none has no bar
-        undefined = self.value.detach().isnan()
-        error = torch.where(undefined, math.inf, self.error)
+        error, status = (self.error, self.status) if self.flagged else self._without_bars()
         if dtype != torch.float64:
             rounding = torch.finfo(dtype).eps * self.value.detach().abs()
             error = error + torch.where(self.value.isfinite(), rounding, 0.0)
-        undefined = _any_output(undefined) & (self.status == 0)
-        status = self.status | torch.where(undefined, int(Status.NON_FINITE), int(Status.OK))
         if tolerance.asked:
             missed = tolerance.missed(self.value.detach(), error)
             status = status | torch.where(

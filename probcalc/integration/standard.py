@@ -111,11 +111,11 @@ def as_standard(posed: Expectation, *, still: bool) -> tuple[Problem, tuple[Axis
     axes = standard(dist).axes
     fn, args = over_parameters(posed, dist, partial(_value, posed, still))
     b, d = math.prod(posed.batch), len(axes)
-    zeros = torch.zeros(b, d, dtype=torch.float64, device=posed.device)
-    no_breaks, sign = zeros[:, :0], torch.ones_like(zeros[:, 0])
+    zero, one = torch.tensor([0.0, 1.0], dtype=torch.float64, device=posed.device)
+    lower, upper, sign = zero.expand(b, d), one.expand(b, d), one.expand(b)
     rounding = torch.finfo(posed.dtype).eps
     problem = Problem(
-        fn, args, zeros, zeros + 1, sign, no_breaks, posed.batch, torch.float64, rounding
+        fn, args, lower, upper, sign, lower[:, :0], posed.batch, torch.float64, rounding
     )
     return problem, axes
 
@@ -168,7 +168,9 @@ def _log_beta(a: Tensor, b: Tensor) -> Tensor:
 
 
 _LINE: dict[type[td.Distribution], Callable[..., Standard]] = {
-    td.Normal: lambda d: Standard((Axis("hermite"),), lambda z: d.loc + d.scale * z[..., 0]),
+    td.Normal: lambda d: Standard(
+        (Axis("hermite"),), lambda z: torch.addcmul(d.loc, d.scale, z[..., 0])
+    ),
     td.Gamma: _gamma,
     td.Exponential: lambda d: Standard(
         (Axis("laguerre", (torch.ones_like(d.rate.detach()),)),), lambda z: z[..., 0] / d.rate
