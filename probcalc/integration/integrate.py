@@ -118,17 +118,16 @@ def _at_a_glance(
     tolerance: Tolerance,
 ) -> Estimate | None:
     """One integral between plain numbers, if it is easy."""
-    limits = (lower, upper)
-    for limit in limits:
-        if torch.is_tensor(limit) and (limit.ndim or limit.requires_grad or limit.is_complex()):
+    for limit in (lower, upper):
+        if torch.is_tensor(limit):
+            if limit.ndim or limit.requires_grad or limit.is_complex():
+                return None
+        elif not isinstance(limit, (float, int)):
             return None
-    if not all(torch.is_tensor(t) or isinstance(t, (float, int)) for t in limits):
-        return None
     if not callable(fn) or not isinstance(args, tuple):
         return None
-    given = (*limits, *args)
     device = common_device({"lower": lower, "upper": upper}, args)
-    evaluated = dtype or common_dtype(given)
+    evaluated = dtype or common_dtype((lower, upper, *args))
     return quick(fn, float(lower), float(upper), args, evaluated, device, tolerance)
 
 

@@ -296,8 +296,8 @@ def common_device(named: dict[str, Any], args: tuple[Any, ...]) -> torch.device:
     Raises:
         ValueError: If they differ.
     """
-    named = named | {f"args[{i}]": a for i, a in enumerate(args)}
     devices = {name: t.device for name, t in named.items() if torch.is_tensor(t)}
+    devices |= {f"args[{i}]": a.device for i, a in enumerate(args) if torch.is_tensor(a)}
     if len(set(devices.values())) > 1:
         raise ValueError(f"all tensors must be on one device, got {devices}.")
     return next(iter(devices.values()), torch.device("cpu"))
