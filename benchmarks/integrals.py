@@ -23,10 +23,10 @@ NOTES = (
     "10,000 integrals: normal densities over [0, 1], places uniform, sds log-uniform from 1e-4 "
     "to 1, at rtol 1e-8. The loop over `quad` calls the same torch function 200 times and is "
     "scaled up.",
-    "Boxes: random instances of Genz's families (difficulties as usual) one after the other, at "
-    f"rtol {boxes.RTOL:g}; errors are relative to the exact values. SciPy stops at 2,000 "
-    "subdivisions; it is not asked for the rough families in three dimensions, where one integral "
-    "takes it minutes.",
+    "Boxes: random instances of Genz's families (difficulties as usual) one after the other, or "
+    f"all at once, at rtol {boxes.RTOL:g}; errors are relative to the exact values. SciPy stops "
+    "at 2,000 subdivisions; it is not asked for the rough families in three dimensions, where one "
+    "integral takes it minutes. By hand: the lowest order that is enough, found beforehand.",
     "`worst bar` is the largest error bar, `outside the bar` the share of errors that are neither "
     "within it nor within the tolerance, `unconverged` the share that is flagged.",
     "Normals: E[x²]. The last row is what writing and reading points and values once would take, "

@@ -47,7 +47,7 @@ def grid(weights: tuple[Weight, ...], orders: tuple[int, ...], like: Any) -> Gri
         orders: Points an axis.
         like: A device, or values for whose kind the mass is meant.
     """
-    make = _remembered if math.prod(orders) <= _SMALL else _grid
+    make = _remembered if math.prod(orders) <= _SMALL else _recent
     if isinstance(like, np.ndarray):
         made = make(weights, orders, CPU)
         return Grid(made.points, made.mass.numpy())
@@ -64,7 +64,7 @@ def _grid(weights: tuple[Weight, ...], orders: tuple[int, ...], device: torch.de
     return Grid(points, mass)
 
 
-_remembered = lru_cache(maxsize=256)(_grid)
+_remembered, _recent = lru_cache(maxsize=256)(_grid), lru_cache(maxsize=4)(_grid)
 
 
 def code_of(orders: tuple[int, ...]) -> int:

@@ -15,7 +15,7 @@ _ATTENTION = {1: 64, 2: 32, 3: 12, 4: 7, 5: 5}  # points an axis at least of a g
 _ROOM = 0.2  # of the tolerance, that a grid is planned to reach
 _CAUTION = 3.0  # on the decay that is foreseen
 _MOST = 100  # points along an axis
-_WORTH = 2**14  # values that cost as much as one more group of elements
+_WORTH = 2**13  # values that cost as much as one more group of elements
 _TINY = torch.finfo(torch.float64).tiny
 
 
