@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -177,6 +180,54 @@ def test_memory_does_not_grow_with_the_mesh():
     assert max(calls) <= 2**16
     exact = 30 - (6000 * 60 * torch.ones(())).double().sin() / (4 * 3000)
     assert abs(float(value.detach()) - float(exact)) < 1e-5
+
+
+def peak(run: Callable[[], object]) -> int:
+    """Bytes of tensors that are alive at once on the way, above those before."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        run()
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    live = list(itertools.accumulate(change for _, change in changes))
+    return max(live, default=0)
+
+
+def wave(x: Tensor, a: Tensor) -> Tensor:
+    """As many panels as there are oscillations."""
+    return (a * x).sin().exp()
+
+
+def ridges(x: Tensor, a: Tensor) -> Tensor:
+    """Kinks across a box."""
+    return (x.sum(-1) * a).sin().abs()
+
+
+@pytest.mark.parametrize(
+    ("fn", "dim", "budgets"), [(wave, 0, (2**17, 2**20)), (ridges, 2, (2**18, 2**21))]
+)
+def test_the_backward_pass_needs_no_more_memory_for_a_finer_mesh(fn, dim: int, budgets):
+    """But for the mesh itself, a few numbers a panel instead of hundreds."""
+    peaks, spent = [], []
+    for budget in budgets:
+        a = number(2000.0 if dim == 0 else 40.0).requires_grad_()
+        shape = (1, dim) if dim else (1,)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EstimateWarning)
+            result = integrate(
+                fn,
+                *limits(shape, 0.0, 300.0 if dim == 0 else 1.0),
+                args=(a,),
+                event_dim=min(dim, 1),
+                max_evals=budget,
+                rtol=1e-13,
+            )
+        spent.append(int(result.num_evals))
+        peaks.append(peak(result.value.sum().backward))
+    assert spent[1] > 4 * spent[0]
+    bytes_a_point = (peaks[1] - peaks[0]) / (spent[1] - spent[0])
+    assert bytes_a_point < 8  # less than one value each, of the ten that their graph holds
 
 
 def test_breaks_belong_to_elements():
