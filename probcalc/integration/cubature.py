@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
+from probcalc.integration.box_rules import genz_malik
 from probcalc.integration.cells import NUDGE, POINTS, Box, Cells, rule_of, whole
 from probcalc.integration.expectation import Expectation
 from probcalc.integration.goal import Goal
@@ -99,7 +100,11 @@ class BoxMesh:
         parts = []
         for order in self.cells.order.unique().tolist():
             mine = (self.cells.order == order).nonzero()[:, 0]
-            count = math.prod(orders_of(order, self.cells.centre.shape[1])) if order else 1
+            dim = self.cells.centre.shape[1]
+            if order:
+                count = math.prod(orders_of(order, dim))
+            else:
+                count = len(genz_malik(dim, mine.device).points)
             parts += mine.split(max(1, POINTS // count))
         return tuple(parts)
 

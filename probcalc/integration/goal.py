@@ -40,3 +40,7 @@ class Goal:
         """The same, of NumPy's arrays or tensors, where rounding is known to be small."""
         top = torch.maximum if torch.is_tensor(magnitude) else np.maximum
         return top(top(self.rtol * magnitude, 2.0 * noise), self.atol + 0.0 * noise)
+
+    def allowed_of(self, value: float, noise: float) -> float:
+        """The same, of one number."""
+        return max(self.rtol * abs(value), 2.0 * noise, self.atol)

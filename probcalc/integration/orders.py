@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -26,29 +27,31 @@ def checking(orders: Orders) -> Orders:
 
 
 def needed(
-    amplitude: Float[np.ndarray, "n k"], spread: Float[np.ndarray, " k"], share: float
-) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """Points that an axis needs, and what one more point leaves of the error.
+    amplitudes: Sequence[Float[np.ndarray, "n k"]], spread: Float[np.ndarray, " k"]
+) -> tuple[Int[np.ndarray, "d k"], Float[np.ndarray, " k"]]:
+    """Points that each axis needs, and what one more point leaves of the error.
 
     From the coefficients of its first degrees: a rule of N points misses what is beyond degree
     2N − 1, an interpolant of N points what is beyond N − 1.
 
     Args:
-        amplitude: Sizes of the coefficients of each degree, in units of the tolerance.
+        amplitudes: Axis by axis the sizes of the coefficients of each degree, in units of the
+            tolerance.
         spread: Mean absolute deviation of the values, in these units.
-        share: Of the tolerance, for this axis.
 
     Returns:
         The numbers, 0 where the decay is too slow, and the gains.
     """
-    tail, count = _tails(amplitude), np.arange(1, _MOST)
-    rule = tail[2 * count]
-    gain = np.minimum(_CAUTION * tail[2 * count + 2] / (rule + _TINY), 1.0)
-    enough = rule * gain <= _ROOM * share
-    enough &= tail[count] ** 2 * gain <= np.maximum(spread, 1.0) * share**2
-    first, columns = enough.argmax(0), np.arange(enough.shape[1])
-    finite = np.isfinite(amplitude).all(0) & np.isfinite(spread)
-    return np.where(finite & enough[first, columns], count[first], 0), gain[first, columns]
+    d, k = len(amplitudes), len(spread)
+    tail = np.stack([_tails(a) for a in amplitudes], axis=1)
+    rule = tail[2 : 2 * _MOST : 2]
+    gain = np.minimum(_CAUTION * tail[4 : 2 * _MOST + 2 : 2] / (rule + _TINY), 1.0)
+    enough = rule * gain <= _ROOM / d
+    enough &= tail[1:_MOST] ** 2 * gain <= np.maximum(spread, 1.0) / d**2
+    first = enough.argmax(0)
+    at = first, *np.ogrid[:d, :k]
+    finite = np.isfinite(tail[0]) & np.isfinite(tail[-1]) & np.isfinite(spread)
+    return np.where(finite & enough[at], first + 1, 0), gain[at].max(0)
 
 
 def _tails(amplitude: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "m k"]:

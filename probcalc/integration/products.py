@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from probcalc.integration.grids import (
     BASES,
     LINE,
     Array,
+    Grid,
     dot,
     grid,
     lines,
@@ -35,13 +37,15 @@ from probcalc.integration.orthogonal import Weight
 
 # at(points, elem): points (n, d) of the unit measure, elements (k), to values (n, k, o)
 At = Callable[[Tensor, Tensor], Tensor]
-_FIRST = {1: (12, 64), 2: (12, 32)}  # orders that are tried at once in few dimensions
+# orders that are tried at once, which tell enough of the decay in few dimensions
+PAIRS = {1: (12, 64), 2: (12, 32), 3: (8, 12), 4: (6, 8), 5: (5, 6)}
+_TELLING = 3
 _LARGEST = {1: 2**9, 2: 2**13, 3: 2**15, 4: 2**16, 5: 2**17, 6: 2**17, 7: 2**17}
 _TOGETHER = 2**16  # values that are asked for at once
 _HELD = 2**23  # values that are held at once
-_FEWEST_MISSES = 5.0  # effective number of points that miss: one alone is a needle
+FEWEST_MISSES = 5.0  # effective number of points that miss: one alone is a needle
 _MANY = 100  # points of a grid that shows needles
-_DOUBT = 2.0  # on the distance of two grids
+DOUBT = 2.0  # on the distance of two grids
 _LEAST_GAIN = {4: 0.1, 5: 0.1, 6: 0.1, 7: 0.1}  # of an error, that is left in its estimate
 _ROUNDS = 5
 _TINY = torch.finfo(torch.float64).tiny
@@ -78,7 +82,12 @@ class Outcome:
 
 
 def products(
-    at: At, weights: tuple[Weight, ...], elem: Int[Tensor, " k"], goal: Goal, rounding: float
+    at: At,
+    weights: tuple[Weight, ...],
+    elem: Int[Tensor, " k"],
+    goal: Goal,
+    rounding: float,
+    tried: Array | None = None,
 ) -> Outcome:
     """Integrate elements that are smooth enough.
 
@@ -88,12 +97,16 @@ def products(
         elem: Elements to try.
         goal: Tolerances and budget.
         rounding: Relative rounding error of the integrand's values.
+        tried: Values ``(n, k, o)`` on the finer grid of `PAIRS`, which has settled nothing.
     """
     if len(weights) not in _LARGEST or not len(elem):
         return Outcome([], elem, [])
     ladder = _Ladder(at, weights, goal, rounding)
-    for some in elem.split(_HELD // (LINE * BASES * len(weights))):
-        ladder.climb(some)
+    if tried is not None:
+        plan = _pair(len(weights))
+        ladder.climb(ladder.onward(plan, tried, elem, plan.count, 1))
+    else:
+        ladder.climb(ladder.first(elem))
     left = torch.cat(ladder.left) if ladder.left else elem[:0]
     return Outcome(ladder.done, left, ladder.spent)
 
@@ -111,6 +124,17 @@ class _Plan:
     coarse: Orders
     fine: Orders
     gain: float
+
+    @property
+    def count(self) -> int:
+        """Points of both."""
+        return math.prod(self.coarse) + math.prod(self.fine)
+
+
+@lru_cache
+def _pair(dim: int) -> _Plan:
+    coarse, fine = PAIRS[dim]
+    return _Plan((coarse,) * dim, (fine,) * dim, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,9 +178,8 @@ class _Ladder:
     left: list[Tensor] = field(default_factory=list)
     spent: list[tuple[Tensor, int]] = field(default_factory=list)
 
-    def climb(self, elem: Int[Tensor, " k"]) -> None:
+    def climb(self, branches: list[_Branch]) -> None:
         """Grids in pairs, a coarse one and a fine one to check it."""
-        branches = self._first(elem)
         while branches:
             branch = branches.pop()
             if not self._affordable(branch):
@@ -173,12 +196,25 @@ class _Ladder:
                 kept, settled = ~met, torch.as_tensor(met)
                 self.done.append(Finished(rest[settled], plan.fine, sums[settled]))
                 rest, fine = rest[~settled], fine[:, kept]
-            branches += self._next(plan, fine, rest, used + count, branch.rounds + 1)
+            branches += self.onward(plan, fine, rest, used + count, branch.rounds + 1)
+
+    def first(self, elem: Tensor) -> list[_Branch]:
+        """A pair for all, or what a few lines tell."""
+        dim = len(self.weights)
+        if dim not in PAIRS:
+            return self._by_lines(elem, 0)
+        plan = _pair(dim)
+        return [_Branch(some, 0, 0, plan) for some in elem.split(_HELD // plan.count)]
+
+    def onward(self, last: _Plan, f: Array, elem: Tensor, used: int, rounds: int) -> list[_Branch]:
+        """After a pair that has settled nothing: its finer grid tells what to try, or lines do."""
+        if rounds == 1 and len(self.weights) > _TELLING and len(self.weights) in PAIRS:
+            return self._by_lines(elem, used)
+        return self._next(last, f, elem, used, rounds)
 
     def _affordable(self, branch: _Branch) -> bool:
         plan = branch.plan
-        new = [plan.coarse, plan.fine] if branch.fine is None else [plan.coarse]
-        count = sum(math.prod(orders) for orders in new)
+        count = plan.count if branch.fine is None else math.prod(plan.coarse)
         largest = math.prod(plan.fine) <= _LARGEST[len(self.weights)]
         return largest and branch.used + count <= self.goal.max_evals and branch.rounds < _ROUNDS
 
@@ -193,27 +229,28 @@ class _Ladder:
         n = len(grids[0].points)
         return values[:n], values[n:] if branch.fine is None else branch.fine, len(points)
 
-    def _first(self, elem: Tensor) -> list[_Branch]:
-        dim = len(self.weights)
-        if dim in _FIRST:
-            coarse, fine = ((n,) * dim for n in _FIRST[dim])
-            step = _HELD // (math.prod(coarse) + math.prod(fine))
-            return [_Branch(some, 0, 0, _Plan(coarse, fine, 1.0)) for some in elem.split(step)]
+    def _by_lines(self, elem: Tensor, used: int) -> list[_Branch]:
+        """Groups of elements, after the decay along lines through scattered places."""
         line = lines(self.weights, elem.device)
-        used = len(line.points)
-        if used > self.goal.max_evals:
+        num = len(line.points)
+        if used + num > self.goal.max_evals:
             self.left.append(elem)
             return []
+        step = _HELD // num
+        return [b for some in elem.split(step) for b in self._along(line, some, used + num)]
+
+    def _along(self, line: Grid, elem: Tensor, used: int) -> list[_Branch]:
+        dim = len(self.weights)
         f = _called(self.at, line.points, elem)
-        self.spent.append((elem, used))
+        self.spent.append((elem, len(line.points)))
         mass = line.mass if torch.is_tensor(f) else line.mass.numpy()
         along = f.reshape(dim, BASES, LINE, -1)
         parts = [(w, LINE, part) for w, part in zip(self.weights, along, strict=True)]
         branches = []
         for some, orders, gain in self._grouped(f, mass, parts, elem):
             plan = _Plan(orders, checking(orders), gain)
-            step = max(1, _HELD // (math.prod(plan.coarse) + math.prod(plan.fine)))
-            branches += [_Branch(part, used, 0, plan) for part in elem[some].split(step)]
+            step = max(1, _HELD // plan.count)
+            branches += [_Branch(part, used, 1, plan) for part in elem[some].split(step)]
         return branches
 
     def _next(self, last: _Plan, f: Array, elem: Tensor, used: int, rounds: int) -> list[_Branch]:
@@ -247,9 +284,7 @@ class _Ladder:
         spread = mass @ abs(f - value) / allowed
         sizes = [spectrum(w, m, part, f.shape[1]) / allowed for w, m, part in parts]
         spread, *sizes = (_host(t).reshape(-1, k, o).max(-1) for t in (spread, *sizes))
-        found = [needed(amplitude, spread[0], 1.0 / len(parts)) for amplitude in sizes]
-        orders = np.stack([n for n, _ in found])
-        gains = np.stack([gain for _, gain in found]).max(0)
+        orders, gains = needed(sizes, spread[0])
         slow = (orders == 0).any(0)
         if slow.any():
             self.left.append(elem[torch.from_numpy(slow)])
@@ -270,12 +305,12 @@ class _Ladder:
         value, missed = dot(mass, f), abs(f - predicted(self.weights, coarse, orders, g))
         size, miss, spread = mass @ abs(f), mass @ missed, mass @ abs(f - value)
         # the error of a rule is about the square of its interpolant's
-        error = gain * (_DOUBT * abs(value - dot(first, g)) + miss * miss / (spread + _TINY))
+        error = gain * (DOUBT * abs(value - dot(first, g)) + miss * miss / (spread + _TINY))
         allowed = self._allowed(value, size)
         met = (error <= allowed) & (size > FAINT)
         if n >= _MANY:
             # a needle between the coarse points is one miss among thousands
-            alone = miss * miss < _FEWEST_MISSES * ((mass * mass) @ (missed * missed))
+            alone = miss * miss < FEWEST_MISSES * ((mass * mass) @ (missed * missed))
             met &= ~(alone & (miss > allowed))
         columns = (value, error, size, self.rounding * size)
         return Sums(*(torch.as_tensor(t.reshape(k, o)) for t in columns)), met.reshape(k, o).all(1)

@@ -205,29 +205,31 @@ def ridges(x: Tensor, a: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("fn", "dim", "budgets"), [(wave, 0, (2**17, 2**20)), (ridges, 2, (2**18, 2**21))]
+    ("fn", "dim", "upper", "a", "budgets"),
+    [(wave, 0, 300.0, 2e4, (2**21, 2**23)), (ridges, 2, 1.0, 40.0, (2**20, 2**22))],
+    ids=["intervals", "boxes"],
 )
-def test_the_backward_pass_needs_no_more_memory_for_a_finer_mesh(fn, dim: int, budgets):
-    """But for the mesh itself, a few numbers a panel instead of hundreds."""
+def test_the_backward_pass_needs_no_more_memory_for_a_finer_mesh(
+    fn, dim: int, upper: float, a: float, budgets: tuple[int, int]
+):
     peaks, spent = [], []
     for budget in budgets:
-        a = number(2000.0 if dim == 0 else 40.0).requires_grad_()
+        parameter = number(a).requires_grad_()
         shape = (1, dim) if dim else (1,)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", EstimateWarning)
             result = integrate(
                 fn,
-                *limits(shape, 0.0, 300.0 if dim == 0 else 1.0),
-                args=(a,),
+                *limits(shape, 0.0, upper),
+                args=(parameter,),
                 event_dim=min(dim, 1),
                 max_evals=budget,
                 rtol=1e-13,
             )
         spent.append(int(result.num_evals))
         peaks.append(peak(result.value.sum().backward))
-    assert spent[1] > 4 * spent[0]
-    bytes_a_point = (peaks[1] - peaks[0]) / (spent[1] - spent[0])
-    assert bytes_a_point < 8  # less than one value each, of the ten that their graph holds
+    assert spent[1] > 3 * spent[0]
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 def test_breaks_belong_to_elements():
