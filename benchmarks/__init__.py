@@ -10,5 +10,8 @@ from __future__ import annotations
 BENCHMARKS = {
     "integrals": "batches of integrals, easy ones and boxes, against SciPy",
     "honesty": "silent wrong answers and false flags of integrals and expectations",
+    "honesty_random": "the same with each random method forced",
+    "coverage": "how often the bars of random methods hold the truth",
+    "monte_carlo": "random methods against vegas, QMCPy and SciPy, and long streams",
     "vi_small": "time to a converged posterior against Pyro's and NumPyro's SVI",
 }

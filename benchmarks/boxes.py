@@ -102,9 +102,9 @@ def _case(family: str, d: int) -> Case:
     """Boxes one after the other."""
     instances = _instances(family, d, _INSTANCES[d])
     truth = _truth(family, instances)
-    rules = ("genz-malik", "gk21") if d < 4 else ("genz-malik",)
-    if family in ROUGH and d > 2:
-        rules = ()  # minutes an integral
+    # what else there is takes seconds to minutes an integral
+    rules = {2: ("genz-malik", "gk21"), 3: ("genz-malik", "gk21"), 4: ("gk21",)}.get(d, ())
+    rules = () if family in ROUGH and d > 2 else rules
     f = integrand(family)
     return Case(
         f"{family}, d = {d}, {len(instances)} boxes",

@@ -78,7 +78,7 @@ METHODS: dict[str, Callable[[td.Distribution], object]] = {
     ),
     "stratified": lambda d: pc.Stratified(num_points=64),
     "scrambled Sobol": lambda d: pc.QuasiMonteCarlo(num_points=64),
-    "Vegas": lambda d: pc.Vegas(num_points=64),
+    "Vegas": lambda d: pc.Vegas(rounds=2),
 }
 
 
@@ -167,7 +167,9 @@ def _asked(
     method: object,
     generator: torch.Generator,
 ) -> pc.Estimate:
-    return pc.expect(fn, dist, method=method, confidence=LEVELS[-1], generator=generator)
+    return pc.expect(
+        fn, dist, method=method, confidence=LEVELS[-1], max_evals=2**13, generator=generator
+    )
 
 
 def measured() -> dict[str, dict[str, dict[str, object]]]:

@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks.honesty_cases import (
     Case,
@@ -34,11 +35,14 @@ _RTOL = 1e-8
 _NOTED = 3  # seeds with a silent answer from which a case counts as silently wrong
 
 
-def judged(case: Case) -> tuple[str, float, int]:
+def judged(case: Case, **how: Any) -> tuple[str, float, int]:
     """What became of a question: its outcome, bar over error, evaluations."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EstimateWarning)
-        answer = case.run()
+        try:
+            answer = case.run(**how)
+        except NotImplementedError:
+            return "refused", math.nan, 0
     value, bar = float(answer.value), float(answer.error)
     error = abs(value - case.truth)
     right = value == case.truth or error <= max(bar, _RTOL * abs(case.truth))
@@ -55,14 +59,16 @@ def judged(case: Case) -> tuple[str, float, int]:
     return outcome, sharpness, int(answer.num_evals)
 
 
-def measured(seeds: int) -> dict[str, dict[str, dict[str, object]]]:
-    """Outcomes of every case of every suite."""
+def measured(
+    seeds: int, how: Callable[[int], dict[str, Any]] = lambda seed: {}
+) -> dict[str, dict[str, dict[str, object]]]:
+    """Outcomes of every case of every suite; `how` gives further keywords for a seed."""
     table: dict[str, dict[str, dict[str, object]]] = {}
     for suite, cases in SUITES.items():
         rows: dict[str, list[tuple[str, float, int]]] = {}
         for seed in range(seeds):
             for name, case in cases(Dice(seed)).items():
-                rows.setdefault(name, []).append(judged(case))
+                rows.setdefault(name, []).append(judged(case, **how(seed)))
         table[suite] = {name: _row(runs) for name, runs in rows.items()}
     return table
 

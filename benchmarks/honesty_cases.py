@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +24,11 @@ class Case:
     """One question with its answer.
 
     Args:
-        run: Asks the library.
+        run: Asks the library, with what further keywords are given.
         truth: The answer: a number, ±inf, or NaN where there is none.
     """
 
-    run: Callable[[], pc.Estimate]
+    run: Callable[..., pc.Estimate]
     truth: float
 
 
@@ -52,11 +53,11 @@ def _normal(x: Tensor, mean: float, sd: float) -> Tensor:
 
 
 def _over(fn: Callable[[Tensor], Tensor], lower: float, upper: float, truth: float) -> Case:
-    return Case(lambda: pc.integrate(fn, lower, upper), truth)
+    return Case(lambda **how: pc.integrate(fn, lower, upper, **how), truth)
 
 
 def _under(fn: Callable[[Tensor], Tensor], dist: td.Distribution, truth: float) -> Case:
-    return Case(lambda: pc.expect(fn, dist), truth)
+    return Case(lambda **how: pc.expect(fn, dist, **how), truth)
 
 
 def number(value: float) -> Tensor:
@@ -110,7 +111,9 @@ def hard_integrals(dice: Dice) -> dict[str, Case]:
         "NaN on half": _over(lambda x: (x - edge).sqrt(), 0, 1, NAN),
         "NaN on a sliver": _over(lambda x: torch.where((x - c).abs() < 1e-4, NAN, x), 0, 1, NAN),
         "e^ax, overflowing": Case(
-            lambda: pc.log_expect(lambda x: big * x, td.Uniform(number(0.0), number(1.0))),
+            lambda **how: pc.log_expect(
+                lambda x: big * x, td.Uniform(number(0.0), number(1.0)), **how
+            ),
             big - math.log(big),
         ),
         "Cantor": _over(_cantor, 0, 1, 0.5),
@@ -195,18 +198,18 @@ def hard_expectations(dice: Dice) -> dict[str, Case]:
             lambda k: a**k, td.Poisson(number(shape)), math.exp(shape * (a - 1))
         ),
         "geometric, no mean": _under(lambda k: 1.5**k, td.Geometric(number(1 / 3)), INF),
-        "harmonic mean": Case(lambda: _harmonic(), -21.2772223592),
+        "harmonic mean": Case(_harmonic, -21.2772223592),
     }
 
 
-def _harmonic() -> pc.Estimate:
+def _harmonic(**how: Any) -> pc.Estimate:
     """Evidence of twenty observations with mean 1.7 of N(x, 1) under x ~ N(0, 1), as a log."""
     y = 1.7 * torch.ones(20, dtype=torch.float64)
 
     def log_likelihood(x: Tensor) -> Tensor:
         return -0.5 * (y - x[..., None]).square().sum(-1) - 10 * math.log(2 * PI)
 
-    return pc.log_expect(log_likelihood, td.Normal(number(0.0), number(1.0)))
+    return pc.log_expect(log_likelihood, td.Normal(number(0.0), number(1.0)), **how)
 
 
 def controls(dice: Dice) -> dict[str, Case]:

@@ -32,11 +32,14 @@ from probcalc.integration.gradient_estimators import NoBaseline, ScoreFunction, 
 from probcalc.integration.problem import Problem, Solved, Tolerance
 from probcalc.integration.replay import rerun
 from probcalc.integration.running import Running, tail_length
+from probcalc.integration.stream import LONG, Stream
 from probcalc.result import half_width
 from probcalc.status import Status
 
 _MAX_EVALS = 2**17
 _BLOCK = _FIRST = 2**14  # draws that are made and evaluated together, and before the first look
+_BEGUN = 2**20  # draws from which single numbers are streamed in longer blocks
+_FAR = 2**32  # number of the first of these
 _NO_VARIANCE = 0.5  # shape of the terms' tail from which their variance is infinite
 _NO_MEAN = 1.0  # shape that cannot be told from it: no mean
 _SPREAD = 2.0  # standard errors (1 + k)/√m of the shape, Zhang & Stephens (2009)
@@ -198,18 +201,38 @@ class Draws:
         """
         top = tail_length(sizes[-1]) + 1
         found: Running | None = None
+        stream: Stream | None = None
         total: Tensor | float = 0.0
-        for start, n in pairwise([0, *sizes]):
-            for block, size in _blocks(start, n):
-                part, *stats = rerun(self._block, block, size, top)
-                own = Running(size, *stats)
-                found = own if found is None else found.joined(own, top)
-                total = total + part
+        for at, n in pairwise([0, *sizes]):
+            while at < n:
+                if stream is None and at >= _BEGUN and _is_one_number(found, total):
+                    stream = Stream(found)
+                size = min(LONG if stream else _BLOCK, n - at)
+                if stream:
+                    stream.add(self._numbers(at, size))
+                else:
+                    part, *stats = rerun(self._block, at // _BLOCK, size, top)
+                    own = Running(size, *stats)
+                    found = own if found is None else found.joined(own, top)
+                    total = total + part
+                at += size
+            found = stream.running() if stream else found
             assert found is not None
             assert torch.is_tensor(total)
             # that of the stream is the more accurate; zero is added to it, with derivatives
             moving = total.requires_grad
             yield found.mean + (total - total.detach()) / n if moving else found.mean, found
+
+    def _numbers(self, at: int, size: int) -> Float[Tensor, " n"]:
+        """Terms of a long block, in the precision in which they come."""
+        posed = self.posed
+        x = self.drawn(posed.dist, _FAR + at // LONG, size)
+        x = x.to(posed.dtype) if x.is_floating_point() else x
+        f = posed.fn(x, *posed.args)
+        f = f if f.is_floating_point() else f.double()
+        if posed.shift is not None:
+            f = (f - posed.shift).exp()
+        return f.reshape(size)
 
     def _block(self, block: int, size: int, top: int) -> tuple[Tensor, ...]:
         dist = _fresh(self.posed.dist)
@@ -266,9 +289,10 @@ class Draws:
         return total, len(_STRETCHES) * num
 
 
-def _blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
-    for first in range(start, stop, _BLOCK):
-        yield first // _BLOCK, min(_BLOCK, stop - first)
+def _is_one_number(found: Running | None, total: Tensor | float) -> bool:
+    """Whether terms are single real numbers whose sum has no derivatives."""
+    one = found is not None and found.mean.numel() == 1 and not found.mean.is_complex()
+    return one and torch.is_tensor(total) and not total.requires_grad
 
 
 def _fresh(dist: Distribution) -> Distribution:

@@ -20,13 +20,17 @@ from probcalc.integration.tails import fit_generalised_pareto
 _SMALL_SHARE = 1e-3  # of the sum: a largest term of that size leaves about as much unseen
 _FEWEST = 5  # exceedances that say something about a tail
 _PART = 3  # of the largest terms' number, whose tail must be as heavy
+_MOST_TOP = 2**12
 _LONG = ("top", "above", "below")  # what has an axis of its own
 _EQUAL = 8.0  # units in the last place by which equal terms may differ
 
 
 def tail_length(num_terms: int) -> int:
-    """How many of the largest terms tell the tail: Vehtari et al. (2024), section 3.1."""
-    return min(num_terms // 5, math.ceil(3 * num_terms**0.5))
+    """How many of the largest terms tell the tail: Vehtari et al. (2024), section 3.1.
+
+    No more of them in longer streams, where these lie further out.
+    """
+    return min(num_terms // 5, math.ceil(3 * num_terms**0.5), _MOST_TOP)
 
 
 @dataclass(frozen=True, eq=False)
