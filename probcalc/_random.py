@@ -40,5 +40,8 @@ def forked(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     device = torch.device(device)
     devices = [device] if device.type != "cpu" else []
     with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
-        torch.manual_seed(seed % 2**63)
+        # not `torch.manual_seed`, which formats a stack trace for devices that nobody uses yet
+        torch.default_generator.manual_seed(seed % 2**63)
+        if devices:
+            getattr(torch, device.type).manual_seed(seed % 2**63)
         yield

@@ -30,7 +30,7 @@ from probcalc.integration.expectation import Expectation
 from probcalc.integration.integrand import called
 from probcalc.integration.orthogonal import RECURRENCES, Weight, gauss, polynomials
 from probcalc.integration.problem import Problem, Solved, Tolerance
-from probcalc.integration.replay import rerun
+from probcalc.integration.replay import piecewise
 from probcalc.integration.standard import Axis, as_standard
 from probcalc.status import Status
 
@@ -123,12 +123,12 @@ class GaussQuadrature:
             step = max(1, _CHUNK * b // max(f.numel(), 1))
 
         def parts() -> Iterator[tuple[Tensor, Tensor]]:
-            run = _run
+            value: Tensor | float = 0.0
             for i in range(0, max(b, 1), step):
-                figures = run(_figures, piece, functionals, slice(i, min(i + step, b)))
-                # what the backward pass needs is kept for the first piece alone
-                run = rerun if figures.requires_grad else _run
-                yield figures[0], _error(figures, slowest, _ROUNDING * problem.rounding)
+                elem = slice(i, min(i + step, b))
+                figures = piecewise(value, _figures, piece, functionals, elem)
+                value = figures[0]
+                yield value, _error(figures, slowest, _ROUNDING * problem.rounding)
 
         value, error = _joined(parts(), b)
         bad = error == math.inf
@@ -177,10 +177,6 @@ def _asked(problem: Problem) -> At:
             return f.reshape(lead[0], problem.size, *f.shape[len(lead) :])
 
     return at
-
-
-def _run(fn: Callable[..., Any], *args: Any) -> Any:
-    return fn(*args)
 
 
 def _joined(parts: Iterator[tuple[Tensor, ...]], size: int) -> tuple[Tensor, ...]:

@@ -30,7 +30,7 @@ from probcalc.integration.cube import Cube, cube_of, cube_of_boxes
 from probcalc.integration.expectation import Expectation
 from probcalc.integration.gradient_estimators import NoBaseline, ScoreFunction, surrogate
 from probcalc.integration.problem import Problem, Solved, Tolerance
-from probcalc.integration.replay import rerun
+from probcalc.integration.replay import piecewise
 from probcalc.integration.running import Running, tail_length
 from probcalc.integration.stream import LONG, Stream
 from probcalc.result import half_width
@@ -211,7 +211,7 @@ class Draws:
                 if stream:
                     stream.add(self._numbers(at, size))
                 else:
-                    part, *stats = rerun(self._block, at // _BLOCK, size, top)
+                    part, *stats = piecewise(total, self._block, at // _BLOCK, size, top)
                     own = Running(size, *stats)
                     found = own if found is None else found.joined(own, top)
                     total = total + part

@@ -99,6 +99,15 @@ def rerun(fn: Callable[..., Any], *args: Any) -> Any:
     return checkpoint(fn, *args, use_reentrant=False)
 
 
+def piecewise(so_far: Tensor | float, fn: Callable[..., Any], *args: Any) -> Any:
+    """The next piece of a series, as `rerun` where those so far carry derivatives.
+
+    What the first of them needs for its gradient is kept.
+    """
+    moving = torch.is_tensor(so_far) and so_far.requires_grad
+    return rerun(fn, *args) if moving else fn(*args)
+
+
 class _Search:
     """Carries the mesh out of a function that may only return tensors."""
 

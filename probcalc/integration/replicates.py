@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from probcalc.integration.replay import rerun
+from probcalc.integration.replay import piecewise
 from probcalc.integration.running import Running, tail_length
 from probcalc.integration.steps import binned, keeps, largest_jump
 from probcalc.result import half_width
@@ -109,7 +109,7 @@ class Replicates:
         terms: Running | None = None
         bins: Bins = ()
         for at in range(start, stop, step):
-            part, of_bins, *stats = rerun(self._block, at, step, top)
+            part, of_bins, *stats = piecewise(total, self._block, at, step, top)
             own = Running(self.num_replicates * step, *stats)
             terms = own if terms is None else terms.joined(own, top)
             bins = tuple(a + b for a, b in zip(bins, of_bins, strict=True)) if bins else of_bins

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from probcalc.integration.running import Running
 
-LONG = 2**18  # draws of a block
+LONG = 2**19  # draws of a block
 _ROW = 2**8
 
 

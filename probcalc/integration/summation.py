@@ -19,7 +19,7 @@ from torch.distributions import Distribution
 from probcalc.distributions.rebuild import copied, taken_apart
 from probcalc.integration.expectation import Expectation
 from probcalc.integration.problem import Solved
-from probcalc.integration.replay import rerun
+from probcalc.integration.replay import piecewise
 from probcalc.status import Status
 
 _ROUNDING = 4.0  # units in the last place: of f, and as many of √p twice and products
@@ -114,7 +114,8 @@ class Summand:
         scale = self._scale()
         total: Sums | None = None
         for block in blocks:
-            part = Sums(*rerun(self._sums, block, scale))
+            so_far = 0.0 if total is None else total.value
+            part = Sums(*piecewise(so_far, self._sums, block, scale))
             total = part if total is None else total.plus(part)
         assert total is not None
         return total
