@@ -28,6 +28,7 @@ try:
 except ImportError:
     qmcpy = None
 try:
+    import gvar
     import vegas
 except ImportError:
     vegas = None
@@ -238,7 +239,7 @@ def _qmcpy(problem: Problem) -> Solver:
 
 def _vegas(problem: Problem) -> Solver:
     def solve(n: int, seed: int) -> float:
-        vegas.ranseed(seed)
+        gvar.ranseed(seed)
         f = vegas.lbatchintegrand(problem.numpy)
         integrator = vegas.Integrator([[0.0, 1.0]] * problem.dim)
         integrator(f, nitn=5, neval=n)

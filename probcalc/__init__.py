@@ -29,6 +29,7 @@ _HOME = {
     "ratio": "probcalc.integration.ratios",
     "ControlVariates": "probcalc.integration.control_variates",
     "ScoreControl": "probcalc.integration.control_variates",
+    "Relaxation": "probcalc.integration.relaxation",
     "Stratified": "probcalc.integration.quasi_monte_carlo",
     "Vegas": "probcalc.integration.vegas",
     "Fixed": "probcalc.integration.gradient_estimators",

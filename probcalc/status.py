@@ -59,7 +59,10 @@ _ADVICE = {
         "The terms of the mean have no finite variance, so the error bar means nothing: "
         "change the proposal or the integrand's tails."
     ),
-    Status.NON_FINITE: "Not-a-number or infinite values were met: look at the example location.",
+    Status.NON_FINITE: (
+        "Not-a-number or infinite values were met: of random methods, `diagnostics` has their "
+        "number and an example."
+    ),
     Status.SUPPORT_MISMATCH: (
         "One distribution has no mass where the other has some: compare their supports."
     ),

@@ -45,6 +45,16 @@ class Expectation:
     gradient: GradientEstimator | None = None
 
     @property
+    def moving(self) -> bool:
+        """Whether derivatives may be asked for, as far as the arguments and parameters tell."""
+        try:
+            parameters = taken_apart(self.dist)[0]
+        except NotImplementedError:
+            parameters = []
+        given = (*self.args, *parameters, self.shift)
+        return any(t.requires_grad for t in given if torch.is_tensor(t))
+
+    @property
     def by_score(self) -> bool:
         """Whether random methods differentiate the density."""
         if self.gradient is None:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float, Inexact, Int
@@ -91,7 +92,8 @@ class MonteCarlo:
         value, terms, confidence = self._settled(draws, n, tolerance)
         eps = torch.finfo(posed.dtype).eps
         unseen, looked = draws.unseen(terms, eps, stretched)
-        return _solved(value, terms, eps, unseen, looked, confidence)
+        solved = _solved(value, terms, eps, unseen, looked, confidence)
+        return replace(solved, diagnostics=draws.spoilt(terms))
 
     def solve(self, problem: Problem, tolerance: Tolerance) -> Solved:
         """Integrate a batch of intervals or boxes, all with the same uniform draws.
@@ -203,6 +205,7 @@ class Draws:
         found: Running | None = None
         stream: Stream | None = None
         total: Tensor | float = 0.0
+        moving = self.posed.moving
         for at, n in pairwise([0, *sizes]):
             while at < n:
                 if stream is None and at >= _BEGUN and _is_one_number(found, total):
@@ -211,7 +214,7 @@ class Draws:
                 if stream:
                     stream.add(self._numbers(at, size))
                 else:
-                    part, *stats = piecewise(total, self._block, at // _BLOCK, size, top)
+                    part, *stats = piecewise(moving or total, self._block, at // _BLOCK, size, top)
                     own = Running(size, *stats)
                     found = own if found is None else found.joined(own, top)
                     total = total + part
@@ -220,8 +223,8 @@ class Draws:
             assert found is not None
             assert torch.is_tensor(total)
             # that of the stream is the more accurate; zero is added to it, with derivatives
-            moving = total.requires_grad
-            yield found.mean + (total - total.detach()) / n if moving else found.mean, found
+            carried = (total - total.detach()) / n if total.requires_grad else None
+            yield found.mean if carried is None else found.mean + carried, found
 
     def _numbers(self, at: int, size: int) -> Float[Tensor, " n"]:
         """Terms of a long block, in the precision in which they come."""
@@ -262,6 +265,25 @@ class Draws:
             axes = [*posed.batch, *[1] * (f.ndim - 1 - lead)]
             f = (f - posed.shift.reshape(axes)).exp()
         return f.reshape([len(f), math.prod(posed.batch), *f.shape[1 + lead :]])
+
+    def spoilt(self, terms: Running) -> dict[str, Any]:
+        """How many values are not finite, among how many, and a draw where one is; or nothing.
+
+        Looks through the beginning of the stream again.
+        """
+        if bool(terms.finite.all()):
+            return {}
+        count, example, looked = 0, None, min(terms.num, _BEGUN)
+        with torch.no_grad():
+            for at in range(0, looked, _BLOCK):
+                x = self.drawn(self.posed.dist, at // _BLOCK, min(_BLOCK, looked - at))
+                f = self._terms(x)
+                bad = (~f.isfinite()).reshape(*f.shape[:2], -1).any(dim=-1)
+                count += int(bad.sum())
+                if example is None and bool(bad.any()):
+                    first, element = bad.nonzero()[0].tolist()
+                    example = x.reshape(*bad.shape, *self.posed.event)[first, element]
+        return {"non_finite": count, "non_finite_among": looked * f.shape[1], "example": example}
 
     def unseen(self, terms: Running, eps: float, num: int) -> tuple[Float[Tensor, " b *out"], int]:
         """What values outside the range met so far add to the mean, and how many were looked at.

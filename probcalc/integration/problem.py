@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -131,6 +131,7 @@ class Solved:
 
     Random methods give the standard error and its degrees of freedom as well; a method that was
     chosen comes with the reason; one that says so has taken the bars from values that are none.
+    Whatever else is worth telling goes to the diagnostics.
     """
 
     value: Inexact[Tensor, " b *out"]
@@ -142,6 +143,7 @@ class Solved:
     dof: float | None = None
     reason: str = ""
     flagged: bool = False
+    diagnostics: dict[str, Any] = field(default_factory=dict)
 
     def or_better(self, other: Solved, better: Bool[Tensor, " b"], confidence: float) -> Solved:
         """The other's elements where it is better; what they cost together."""
@@ -164,6 +166,7 @@ class Solved:
             else None,
             math.inf if random else None,
             self.reason,
+            diagnostics=self.diagnostics | other.diagnostics,
         )
 
     def _scatter(self, confidence: float) -> Float[Tensor, " b *out"]:
@@ -211,7 +214,7 @@ class Solved:
             status.reshape(batch),
             self.num_evals.reshape(batch),
             self.method,
-            {"reason": self.reason} if self.reason else {},
+            {**({"reason": self.reason} if self.reason else {}), **self.diagnostics},
         )
         if reads and not result.ok:
             advice = f"{result!r}: {result.flags.advice}"

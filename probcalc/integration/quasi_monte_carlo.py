@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from probcalc._random import draw_seed
 from probcalc.integration.cube import Cube, cube_of, cube_of_boxes
 from probcalc.integration.expectation import Expectation
+from probcalc.integration.lattice import ShiftedLattice
 from probcalc.integration.monte_carlo import STRETCHED, Draws, judged
 from probcalc.integration.problem import Problem, Solved, Tolerance
 from probcalc.integration.replicates import Averages, Points, Replicates
@@ -61,7 +63,8 @@ class Replicated:
         unseen, looked = draws.unseen(found.terms, torch.finfo(posed.dtype).eps, num)
         # points reach into the tails evenly: only what plain draws would miss counts
         bar = half_width(found.terms.std_error, None, tolerance.confidence)
-        return self.solved(cube, found, unseen > bar, looked)
+        solved = self.solved(cube, found, unseen > bar, looked)
+        return replace(solved, diagnostics=draws.spoilt(found.terms))
 
     def solve(self, problem: Problem, tolerance: Tolerance) -> Solved:
         """Integrate a batch of intervals or boxes, all with the same points.
@@ -124,7 +127,9 @@ class Replicated:
     def _name(self) -> str:
         raise NotImplementedError
 
-    _sets = "replicates"
+    @property
+    def _sets(self) -> str:
+        return "replicates"
 
 
 @dataclass(frozen=True)
@@ -133,12 +138,34 @@ class QuasiMonteCarlo(Replicated):
 
     The bar is Student's t of independent replicates. Where a tolerance is asked for, points are
     doubled until it is met, and the looks at the bar share its confidence.
+
+    Args:
+        replicates: Independent randomisations, at least 8.
+        num_points: Points of each, as in `Replicated`.
+        points: ``"sobol"``, or ``"lattice"`` for shifted lattice points under the baker's
+            transformation: better still in few dimensions where all is smooth.
     """
 
-    def _points(self, seed: int, cube: Cube, log: int) -> Points:
-        return ScrambledSobol.of(seed, self.replicates, cube.dim, cube.device)
+    points: Literal["sobol", "lattice"] = "sobol"
 
-    _name, _sets = "randomised quasi-Monte Carlo", "scrambles"
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        if self.points not in ("sobol", "lattice"):
+            raise ValueError(f'`points` must be "sobol" or "lattice", got {self.points!r}.')
+
+    def _points(self, seed: int, cube: Cube, log: int) -> Points:
+        kind = ScrambledSobol if self.points == "sobol" else ShiftedLattice
+        return kind.of(seed, self.replicates, cube.dim, cube.device)
+
+    @property
+    def _name(self) -> str:
+        lattice = ", lattice" if self.points == "lattice" else ""
+        return f"randomised quasi-Monte Carlo{lattice}"
+
+    @property
+    def _sets(self) -> str:
+        return "scrambles" if self.points == "sobol" else "shifts"
 
 
 @dataclass(frozen=True)

@@ -99,12 +99,17 @@ def rerun(fn: Callable[..., Any], *args: Any) -> Any:
     return checkpoint(fn, *args, use_reentrant=False)
 
 
-def piecewise(so_far: Tensor | float, fn: Callable[..., Any], *args: Any) -> Any:
+def piecewise(so_far: Any, fn: Callable[..., Any], *args: Any) -> Any:
     """The next piece of a series, as `rerun` where those so far carry derivatives.
 
-    What the first of them needs for its gradient is kept.
+    Args:
+        so_far: Their sum, or anything in place of it: whether derivatives are known to be asked
+            for. Where they are not, and the function closes over what they are taken in, the
+            first piece keeps what it needs for its gradient.
+        fn: Makes the piece.
+        args: Of the function.
     """
-    moving = torch.is_tensor(so_far) and so_far.requires_grad
+    moving = so_far.requires_grad if torch.is_tensor(so_far) else bool(so_far)
     return rerun(fn, *args) if moving else fn(*args)
 
 

@@ -114,7 +114,7 @@ class Summand:
         scale = self._scale()
         total: Sums | None = None
         for block in blocks:
-            so_far = 0.0 if total is None else total.value
+            so_far = self.posed.moving if total is None else total.value
             part = Sums(*piecewise(so_far, self._sums, block, scale))
             total = part if total is None else total.plus(part)
         assert total is not None

@@ -21,6 +21,7 @@ from probcalc import (
     NoBaseline,
     Pathwise,
     QuasiMonteCarlo,
+    Relaxation,
     ScoreFunction,
     compare_gradient_estimators,
     expect,
@@ -34,6 +35,7 @@ ESTIMATORS = {
     "leave-one-out": ScoreFunction(),
     "fixed": ScoreFunction(Fixed(0.7)),
     "measure-valued": MeasureValued(),
+    "relaxation": Relaxation(),
 }
 
 
@@ -81,6 +83,7 @@ def test_no_bias_or_a_refusal(name: str, kind: str, generator: torch.Generator):
     refused = {
         "pathwise": {"step", "Bernoulli", "von Mises", "Poisson"},
         "measure-valued": {"uniform", "von Mises", "beta"},
+        "relaxation": set(LIST) - {"Bernoulli"},
     }.get(kind, {"uniform"})
     if name in refused:
         with pytest.raises(ValueError, match="would be wrong here"):
@@ -95,6 +98,51 @@ def test_no_bias_or_a_refusal(name: str, kind: str, generator: torch.Generator):
     gap = (result.value - torch.tensor(exact, dtype=torch.float64)).abs()
     # 5.3 standard errors: missed with probability 1e-7
     assert (gap <= 5.3 * result.std_error + 1e-9).all()
+
+
+def chosen(x: Tensor) -> Tensor:
+    """Of one-hot vectors, or of what lies between them."""
+    return (x @ number(1.0, -0.5, 2.0, 0.3)) ** 2
+
+
+def votes(x: Tensor) -> Tensor:
+    return (x.sum(-1) - 1.2) ** 2
+
+
+# name -> (function, distribution of t, t): what can be summed
+RELAXED = {
+    "one-hot": (chosen, lambda t: td.OneHotCategorical(logits=t), number(0.2, -0.3, 0.5, 0.0)),
+    "binary": (votes, lambda t: td.Independent(td.Bernoulli(logits=t), 1), number(0.2, -1.0, 0.6)),
+}
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
+@pytest.mark.parametrize("name", RELAXED)
+def test_relaxations_have_no_bias_and_less_noise(name: str, temperature: float):
+    """Against the exact sum over the support, at any temperature."""
+    fn, family, t = RELAXED[name]
+    leaf = t.clone().requires_grad_()
+    dist = family(leaf)
+    if name == "one-hot":
+        support = dist.enumerate_support()
+    else:
+        support = torch.cartesian_prod(*[number(0.0, 1.0)] * len(t))
+    mean = (dist.log_prob(support).exp() * fn(support)).sum()
+    (exact,) = torch.autograd.grad(mean, leaf)
+    found = {}
+    for estimator in (Relaxation(temperature), ScoreFunction(NoBaseline())):
+        found[type(estimator)] = expect_grad(
+            fn,
+            lambda p: family(p["t"]),
+            {"t": t},
+            method=MonteCarlo(40_000),
+            gradient=estimator,
+            generator=laws.generator(1),
+        )["t"]
+    result = found[Relaxation]
+    assert ((result.value - exact).abs() <= 5.3 * result.std_error).all()
+    if temperature <= 0.5:
+        assert (result.std_error < found[ScoreFunction].std_error).all()
 
 
 @pytest.mark.parametrize("name", [name for name in LIST if name not in {"uniform", "normals"}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import laws
 import pytest
 import torch
 from problems.expectations import NORMAL, number
@@ -279,3 +280,16 @@ def test_draws_on_the_line_when_asked(generator: torch.Generator):
     result = expect(lambda x: x**2, NORMAL, method=MonteCarlo(50_000), generator=generator)
     assert abs(float(result.value) - 1) <= 2 * float(result.error)
     assert result.dof == math.inf
+
+
+@pytest.mark.parametrize("method", [MonteCarlo(20_000), QuasiMonteCarlo(num_points=2**10)])
+def test_values_that_are_not_finite_are_counted_and_one_is_shown(method):
+    dist = td.Normal(torch.tensor([0.0, 5.0]).double(), torch.tensor([1.0, 1.0]).double())
+    with pytest.warns(EstimateWarning, match="example"):
+        result = expect(torch.log, dist, method=method, generator=laws.generator(0))
+    assert (result.status & Status.NON_FINITE).tolist() == [Status.NON_FINITE, 0]
+    told = result.diagnostics
+    assert float(told["example"]) < 0
+    share = told["non_finite"] / told["non_finite_among"]
+    assert share == pytest.approx(0.25, abs=0.02)  # of two elements, half of the one's
+    assert not expect(torch.cos, dist, method=method).diagnostics

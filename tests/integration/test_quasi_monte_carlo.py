@@ -13,6 +13,7 @@ from torch import distributions as td
 
 from probcalc import EstimateWarning, MonteCarlo, QuasiMonteCarlo, Status, expect, integrate
 from probcalc.integration.cube import image_of
+from probcalc.integration.lattice import ShiftedLattice
 from probcalc.integration.sobol import MAX_DIM, ScrambledSobol
 
 CPU = torch.device("cpu")
@@ -276,7 +277,71 @@ def test_on_another_device():
             assert x.shape == (8, 3)
 
 
+def lattice(seed: int, replicates: int, dim: int) -> ShiftedLattice:
+    return ShiftedLattice.of(seed, replicates, dim, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dim", [1, 2, 7])
+def test_lattice_points_continue_their_sequence(dim: int, seed: int):
+    points = lattice(seed, 2, dim)
+    whole = points.points(0, 1024)
+    parts = torch.cat([points.points(start, 256) for start in range(0, 1024, 256)], dim=1)
+    assert torch.equal(parts, whole)
+    assert ((whole > 0) & (whole < 1)).all()
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_lattice_points_are_even_along_every_axis(dim: int):
+    """Before the baker's transformation one point in every cell, so two, one up and one down."""
+    points = ShiftedLattice(lattice(0, 1, dim).generator, torch.full((1, dim), 1e-9).double())
+    cells = (points.points(0, 256) * 128).long()
+    for axis in range(dim):
+        assert (cells[0, :, axis].bincount(minlength=128) == 2).all()
+
+
+def test_every_lattice_point_is_uniform(seed: int):
+    u = lattice(seed, 20_000, 2).points(0, 4)
+    for place, axis in [(0, 0), (3, 1)]:
+        laws.assert_distributed(u[:, place, axis], u[:, place, axis], distance=0.04)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_lattice_rates(name: str):
+    """Nearly n^−2 where all is smooth, better than n^−1 in five dimensions."""
+    fn, exact, dim, _ = SMOOTH[name]
+    errors = []
+    for num in (2**6, 2**12):
+        u = lattice(num, 64, dim).points(0, num)
+        means = fn(u.flatten(0, 1)).reshape(64, num).mean(dim=1)
+        errors.append(float((means - exact).square().mean().sqrt()))
+    slope = math.log2(errors[1] / errors[0]) / 6
+    assert slope <= (-1.8 if dim <= 2 else -1.2)
+
+
+def test_lattices_of_many_dimensions_are_no_worse_than_nets():
+    """A bad generator would line points up."""
+    c = 1 / torch.arange(1, 21).double()
+    fn = lambda x: (-x @ c).exp()  # noqa: E731
+    exact = float(((1 - (-c).exp()) / c).prod())
+    low = torch.zeros(20, dtype=torch.float64)
+    errors = {}
+    for points in ("sobol", "lattice"):
+        result = integrate(
+            fn,
+            low,
+            low + 1,
+            event_dim=1,
+            method=QuasiMonteCarlo(num_points=2**12, points=points),
+            generator=laws.generator(0),
+        )
+        assert abs(float(result.value) - exact) <= 2.5 * float(result.error)
+        errors[points] = float(result.error)
+    assert errors["lattice"] <= 2 * errors["sobol"]
+
+
 def test_refusals():
+    with pytest.raises(ValueError, match='"sobol" or "lattice"'):
+        QuasiMonteCarlo(points="halton")
     with pytest.raises(ValueError, match="at least 8"):
         QuasiMonteCarlo(replicates=4)
     with pytest.raises(ValueError, match="num_points"):
