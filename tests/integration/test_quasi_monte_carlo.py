@@ -307,15 +307,15 @@ def test_every_lattice_point_is_uniform(seed: int):
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_lattice_rates(name: str):
-    """Nearly n^−2 where all is smooth, better than n^−1 in five dimensions."""
-    fn, exact, dim, _ = SMOOTH[name]
+    """Nearly n^−2 in few dimensions, and no worse than what nets promise in five."""
+    fn, exact, dim, promised = SMOOTH[name]
     errors = []
     for num in (2**6, 2**12):
         u = lattice(num, 64, dim).points(0, num)
         means = fn(u.flatten(0, 1)).reshape(64, num).mean(dim=1)
         errors.append(float((means - exact).square().mean().sqrt()))
     slope = math.log2(errors[1] / errors[0]) / 6
-    assert slope <= (-1.8 if dim <= 2 else -1.2)
+    assert slope <= (-1.8 if dim <= 2 else promised)
 
 
 def test_lattices_of_many_dimensions_are_no_worse_than_nets():
