@@ -140,6 +140,8 @@ def quick_box(
             value, error, settled = _looked_at(grids, values, goal, rounding, alike=True)
         if not settled:
             weights, tried = (LEGENDRE,) * dim, values[0][:, None, None]
+            if device.type != "cpu":
+                tried = torch.from_numpy(tried).to(device)
             further = products(at, weights, _one(device), goal, rounding, tried)
             if not further.done:
                 return None
