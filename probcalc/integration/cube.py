@@ -25,6 +25,8 @@ from probcalc.integration.expectation import Expectation
 from probcalc.integration.gradient_estimators import NoBaseline, surrogate
 from probcalc.integration.problem import Problem
 
+_POWERS = 14  # of ten, to which ends are approached
+
 Place = Callable[[Float[Tensor, "n d"]], Tensor]
 
 
@@ -45,6 +47,35 @@ class Cube:
     at: Callable[[Float[Tensor, "n d"]], Inexact[Tensor, "n b *out"]]
     device: torch.device
     rounding: float
+
+
+def beyond_ends(
+    cube: Cube, low: Float[Tensor, " b *out"], high: Float[Tensor, " b *out"]
+) -> tuple[Float[Tensor, " b *out"], int]:
+    """Mass close to the ends of an interval where the function leaves the range that it had.
+
+    On a line of two scales, points spread over the one never see the other. Where the place is a
+    power of ten from the end, its square or so of the line beyond it; zero in more dimensions.
+
+    Args:
+        cube: The function.
+        low: The smallest values met.
+        high: The largest.
+
+    Returns:
+        The most of any power, and how many points were looked at.
+    """
+    if cube.dim > 1:
+        return torch.zeros_like(high), 0
+    power = torch.arange(1, _POWERS + 1, dtype=torch.float64, device=cube.device)
+    near = 10.0**-power
+    with torch.no_grad():
+        f = cube.at(torch.cat([near, 1 - near])[:, None])
+    f = f.abs() if f.is_complex() else f
+    outside = torch.maximum(f - high, low - f).clamp(min=0.0)
+    weight = torch.cat([near, near]).reshape(-1, *[1] * (f.ndim - 1))
+    mass = torch.where(outside.isfinite(), outside * weight, 0.0)
+    return mass.amax(dim=0), 2 * _POWERS
 
 
 def cube_of_boxes(problem: Problem) -> Cube:

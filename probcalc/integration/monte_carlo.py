@@ -27,7 +27,7 @@ from probcalc._random import child, draw_seed, forked
 from probcalc.distributions.log_density import log_density
 from probcalc.distributions.rebuild import copied
 from probcalc.integration.control_variates import Control
-from probcalc.integration.cube import Cube, cube_of, cube_of_boxes
+from probcalc.integration.cube import Cube, beyond_ends, cube_of, cube_of_boxes
 from probcalc.integration.expectation import Expectation
 from probcalc.integration.gradient_estimators import NoBaseline, ScoreFunction, surrogate
 from probcalc.integration.problem import Problem, Solved, Tolerance
@@ -104,10 +104,11 @@ class MonteCarlo:
         """
         if self.control is not None:
             raise TypeError("control variates are for `expect`; subtract them from an integrand.")
-        return self._of_cube(cube_of_boxes(problem), draw_seed(tolerance.generator), tolerance)
+        cube = cube_of_boxes(problem)
+        return self._of_cube(cube, draw_seed(tolerance.generator), tolerance, ends=True)
 
-    def _of_cube(self, cube: Cube, seed: int, tolerance: Tolerance) -> Solved:
-        """Uniform draws, in pairs or not, common to the whole batch."""
+    def _of_cube(self, cube: Cube, seed: int, tolerance: Tolerance, ends: bool = False) -> Solved:
+        """Uniform draws, in pairs or not, common to the whole batch; with a look at the ends."""
         zero = torch.zeros(cube.dim, dtype=torch.float64, device=cube.device)
         uniform = td.Independent(td.Uniform(zero, 1.0, validate_args=False), 1)
         least = 2.0**-54
@@ -124,8 +125,11 @@ class MonteCarlo:
         n = max(2, (self.num_draws or tolerance.max_evals or _MAX_EVALS) // each)
         value, terms, confidence = self._settled(Draws(posed, seed), n, tolerance)
         value, terms = value[0], terms.shaped(tuple(value.shape[1:]))
-        unseen = torch.zeros_like(terms.size)
-        more = (each - 1) * terms.num
+        unseen, more = torch.zeros_like(terms.size), (each - 1) * terms.num
+        if ends:
+            # of pairs the mean: what leaves their range at one end does so by half
+            unseen, looked = beyond_ends(cube, each * terms.low, each * terms.high)
+            more += looked
         solved = _solved(value, terms, cube.rounding, unseen, more, confidence)
         return self._with_odd(cube, seed, terms, solved) if self.antithetic else solved
 
@@ -138,15 +142,15 @@ class MonteCarlo:
         size = single.top[0]
         rounding = _ROUNDING * cube.rounding * size
         odd = (terms.top[0] <= rounding) & (size > 0) & terms.finite
-        # infinities that cancel are no mean
-        proper = judged(single, torch.zeros_like(odd)) == 0
-        every = odd.reshape(cube.size, -1).all(dim=1) & proper
+        # infinities that cancel in pairs are no mean, nor are values that are none
+        alone = judged(single, torch.zeros_like(odd))
+        improper = alone & int(Status.DIVERGENT | Status.NON_FINITE)
+        every = odd.reshape(cube.size, -1).all(dim=1) & (alone == 0)
         odd = odd & every.reshape(-1, *[1] * (odd.ndim - 1))
-        return replace(
-            solved,
-            error=torch.where(odd, rounding, solved.error),
-            status=torch.where(every, 0, solved.status),
-        )
+        status = torch.where(every, 0, solved.status) | improper
+        error = torch.where(odd, rounding, solved.error)
+        undefined = (improper != 0).reshape(-1, *[1] * (odd.ndim - 1))
+        return replace(solved, error=torch.where(undefined, math.inf, error), status=status)
 
     def _settled(
         self, draws: Draws, n: int, tolerance: Tolerance

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from probcalc._random import draw_seed
-from probcalc.integration.cube import Cube, cube_of, cube_of_boxes
+from probcalc.integration.cube import Cube, beyond_ends, cube_of, cube_of_boxes
 from probcalc.integration.expectation import Expectation
 from probcalc.integration.lattice import ShiftedLattice
 from probcalc.integration.monte_carlo import STRETCHED, Draws, judged
@@ -74,7 +74,8 @@ class Replicated:
         """
         cube = cube_of_boxes(problem)
         found = self.averaged(cube, draw_seed(tolerance.generator), tolerance)
-        return self.solved(cube, found, torch.zeros_like(found.std_error) > 0, 0)
+        beyond, looked = beyond_ends(cube, found.terms.low, found.terms.high)
+        return self.solved(cube, found, beyond > found.bar, looked)
 
     def averaged(
         self,

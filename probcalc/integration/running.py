@@ -125,8 +125,11 @@ class Running:
 
     @property
     def effective(self) -> Float[Tensor, " b *out"]:
-        """Number of equal terms that would say as much: (Σ |f|)² / Σ |f|²."""
-        return self.size.square() / self.size_squares
+        """Number of equal terms that would say as much: (Σ |f|)² / Σ |f|²; zero of none."""
+        peak = self.top[0].clamp(min=torch.finfo(self.size.dtype).tiny)
+        # relative to the largest, whose square may be too small for a number
+        number = (self.size / peak).square() / (self.size_squares / peak / peak)
+        return torch.where(self.size_squares > 0, number, (self.top[0] > 0).to(number.dtype))
 
     def equal(self, eps: float) -> Bool[Tensor, " b *out"]:
         """Whether all terms are the same but for rounding."""
@@ -146,7 +149,10 @@ class Running:
         peak = largest[0].clamp(min=torch.finfo(largest.dtype).tiny)
         tail = (largest / peak).flip(0).movedim(0, -1)  # ascending
         excess = (tail[..., 1:] - tail[..., :1]).clamp(min=0.0)
-        met_again = (excess[..., -_FEWEST] <= 0) | (excess[..., m // 4] <= 0)
+        met_again = (excess[..., -_FEWEST] <= 0) | (tail[..., -1] <= tail[..., -_FEWEST])
+        # values of a lattice, spread up to the next one
+        tail = torch.where(excess[..., m // 4, None] <= 0, _spread(tail), tail)
+        excess = (tail[..., 1:] - tail[..., :1]).clamp(min=0.0)
         k = _shape(excess)
         few = m // _PART
         if few > 2 * _FEWEST:
@@ -157,6 +163,16 @@ class Running:
         share = peak / self.scatter
         limit = 1 + share.log() / math.log(self.num)
         return torch.where(share <= _SMALL_SHARE, khat.minimum(limit), khat)
+
+
+def _spread(tail: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch m"]:
+    """Ascending numbers; those that are equal drawn apart evenly towards the next larger one."""
+    tail = tail.contiguous()
+    start = torch.searchsorted(tail, tail)
+    stop = torch.searchsorted(tail, tail, right=True)
+    beyond = tail.gather(-1, stop.clamp(max=tail.shape[-1] - 1))
+    place = torch.arange(tail.shape[-1], device=tail.device) - start
+    return tail + (beyond - tail) * place / (stop - start)
 
 
 def _shape(excess: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch"]:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probcalc._random import draw_seed
-from probcalc.integration.cube import Cube, cube_of, cube_of_boxes
+from probcalc.integration.cube import Cube, beyond_ends, cube_of, cube_of_boxes
 from probcalc.integration.expectation import Expectation
 from probcalc.integration.problem import Problem, Solved, Tolerance
 from probcalc.integration.quasi_monte_carlo import QuasiMonteCarlo
@@ -73,9 +73,9 @@ class Vegas:
         Raises:
             NotImplementedError: If limits are to be differentiated.
         """
-        return self._solved(cube_of_boxes(problem), tolerance)
+        return self._solved(cube_of_boxes(problem), tolerance, ends=True)
 
-    def _solved(self, cube: Cube, tolerance: Tolerance) -> Solved:
+    def _solved(self, cube: Cube, tolerance: Tolerance, ends: bool = False) -> Solved:
         seed, most = draw_seed(tolerance.generator), tolerance.max_evals or _MAX_EVALS
         num = 2 ** int(math.log2(max(2, min(_POINTS, _SHARE * most / (self.rounds + 2)))))
         with torch.no_grad():
@@ -88,7 +88,10 @@ class Vegas:
             mapped, slopes = cube, None
         last = QuasiMonteCarlo(self.replicates)
         found = last.averaged(mapped, seed, tolerance, spent, slopes)
-        solved = last.solved(mapped, found, torch.zeros_like(found.std_error) > 0, spent)
+        beyond, looked = torch.zeros_like(found.bar), 0
+        if ends:
+            beyond, looked = beyond_ends(mapped, found.terms.low, found.terms.high)
+        solved = last.solved(mapped, found, beyond > found.bar, spent + looked)
         method = f"VEGAS, {self.rounds} rounds, then {self.replicates} scrambles"
         return replace(solved, method=method)
 
