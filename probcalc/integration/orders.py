@@ -27,7 +27,7 @@ def checking(orders: Orders) -> Orders:
 
 
 def needed(
-    amplitudes: Sequence[Float[np.ndarray, "n k"]], spread: Float[np.ndarray, " k"]
+    amplitudes: Sequence[Float[np.ndarray, "_ k"]], spread: Float[np.ndarray, " k"]
 ) -> tuple[Int[np.ndarray, "d k"], Float[np.ndarray, " k"]]:
     """Points that each axis needs, and what one more point leaves of the error.
 

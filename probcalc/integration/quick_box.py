@@ -52,10 +52,10 @@ class _Grids:
             one, and from the coarsest to the coarse one.
     """
 
-    points: tuple[Float[Tensor, "n d"], ...]
+    points: tuple[Float[Tensor, "_ d"], ...]
     mass: tuple[Float[np.ndarray, " f"], Float[np.ndarray, " c"]]
     squares: Float[np.ndarray, " f"]
-    predict: tuple[Float[np.ndarray, "f c"], Float[np.ndarray, "c o"]]
+    predict: tuple[Float[np.ndarray, "m n"], Float[np.ndarray, "n o"]]
 
     @property
     def dim(self) -> int:
@@ -63,8 +63,11 @@ class _Grids:
         return self.points[0].shape[1]
 
     def missed(
-        self, predict: Float[np.ndarray, "m n"], values: Float[np.ndarray, " n"], at: np.ndarray
-    ) -> Float[np.ndarray, " m"]:
+        self,
+        predict: Float[np.ndarray, "m n"],
+        values: Float[np.ndarray, " n_to_the_d"],
+        at: Float[np.ndarray, " m_to_the_d"],
+    ) -> Float[np.ndarray, " m_to_the_d"]:
         """What the interpolant of values on one grid misses at another."""
         for _ in range(self.dim):  # the axis in front goes to the end
             values = (predict @ values.reshape(predict.shape[1], -1)).T
@@ -94,7 +97,7 @@ def quick_box(
     tolerance: Tolerance,
 ) -> Estimate | None:
     """The integral if products of Gauss rules give it; None where it takes more, or gradients."""
-    width, dim = (upper - lower).double(), len(lower)
+    width, dim, device = (upper - lower).double(), len(lower), lower.device
     if dim not in PAIRS:
         return None
     widths = width.tolist()
@@ -113,41 +116,12 @@ def quick_box(
         plain = torch.is_tensor(f) and f.shape == x.shape[:1] and not f.is_complex()
         if not plain or f.requires_grad:
             raise _Hard
-        return f.double()
-
-    def at(points: Tensor, elem: Tensor) -> Tensor:
-        return (asked(points) * volume)[:, None, None]
+        return f.double() * volume
 
     rtol = (tolerance.rtol or 0.0) if tolerance.asked else DEFAULT_RTOL
     goal = Goal(rtol, tolerance.atol or 0.0, tolerance.max_evals or MAX_EVALS)
-    rounding, device = torch.finfo(dtype).eps, lower.device
-    n, m = PAIRS[dim]
-    orders = m, n, n - _LESS
-    points = _all_points(dim, orders, device)
-    num = len(points)
-    if num > goal.max_evals:
-        return None
     try:
-        found = volume * asked(points).numpy(force=True)
-        fine, coarse = m**dim, n**dim
-        values = found[:fine], found[fine : fine + coarse], found[fine + coarse :]
-        value, error, settled = _looked_at(_grids(dim, orders, device), values, goal, rounding)
-        if not settled and dim in _BETWEEN:
-            grids = _grids(dim, (m, _BETWEEN[dim], n), device)
-            between = volume * asked(grids.points[1]).numpy(force=True)
-            num += len(between)
-            values = values[0], between, values[1]
-            value, error, settled = _looked_at(grids, values, goal, rounding, alike=True)
-        if not settled:
-            weights, tried = (LEGENDRE,) * dim, values[0][:, None, None]
-            if device.type != "cpu":
-                tried = torch.from_numpy(tried).to(device)
-            further = products(at, weights, _one(device), goal, rounding, tried)
-            if not further.done:
-                return None
-            sums = further.done[0].sums
-            value, error = (float(t) for t in (sums.value, sums.error + sums.noise))
-            num += sum(count for _, count in further.spent)
+        value, error, num = _settled(asked, dim, device, goal, torch.finfo(dtype).eps)
     except _Hard:
         return None
     if tolerance.asked and error > max(rtol * abs(value), tolerance.atol or 0.0):
@@ -156,6 +130,40 @@ def quick_box(
     if dtype is not torch.float64 or device.type != "cpu":
         result = [t.to(device, dtype) for t in result]
     return Estimate(*result, confidence=tolerance.confidence, num_evals=num, method=METHOD)
+
+
+def _settled(
+    asked: Callable[[Tensor], Tensor], dim: int, device: torch.device, goal: Goal, rounding: float
+) -> tuple[float, float, int]:
+    """Integral, error and evaluations; one look, where it helps another, then `products`."""
+    n, m = PAIRS[dim]
+    orders = m, n, n - _LESS
+    points = _all_points(dim, orders, device)
+    num = len(points)
+    if num > goal.max_evals:
+        raise _Hard
+    found = asked(points).numpy(force=True)
+    fine, coarse = m**dim, n**dim
+    values = found[:fine], found[fine : fine + coarse], found[fine + coarse :]
+    value, error, settled = _looked_at(_grids(dim, orders, device), values, goal, rounding)
+    if not settled and dim in _BETWEEN:
+        grids = _grids(dim, (m, _BETWEEN[dim], n), device)
+        between = asked(grids.points[1]).numpy(force=True)
+        num += len(between)
+        values = values[0], between, values[1]
+        value, error, settled = _looked_at(grids, values, goal, rounding, alike=True)
+    if settled:
+        return value, error, num
+    tried: Any = values[0][:, None, None]
+    if device.type != "cpu":
+        tried = torch.from_numpy(tried).to(device)
+    at = lambda points, elem: asked(points)[:, None, None]  # noqa: E731
+    further = products(at, (LEGENDRE,) * dim, _one(device), goal, rounding, tried)
+    if not further.done:
+        raise _Hard
+    sums = further.done[0].sums
+    num += sum(count for _, count in further.spent)
+    return float(sums.value), float(sums.error + sums.noise), num
 
 
 def _looked_at(
