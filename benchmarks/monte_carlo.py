@@ -7,6 +7,7 @@ its errors over some seeds have a root mean square within the target; that setti
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -36,16 +37,19 @@ except ImportError:
 NOTES = (
     "Genz's families with the usual difficulties, Keister's integral E cos‖X‖ for X ~ N(0, I/2), "
     "and an arithmetic Asian call over 16 dates (S₀ = K = 100, r = 5 %, σ = 50 %, one year).",
-    "The setting of each contestant is the cheapest of a ladder whose errors over eight seeds "
-    "have a root mean square within the target, a relative error of 1e-4 (Asian option: 1e-3); "
-    "`error` is that of the raced seeds.",
+    "The setting of each contestant is the cheapest of a ladder whose errors over five seeds have "
+    "a root mean square within the target, a relative error of 1e-4 (rough families and the "
+    "option 1e-3); it is out if none is found within six seconds. `error` is that of the last "
+    "seed raced.",
     "probcalc, defaults: `integrate` or `expect` with a tolerance, which choose a deterministic "
     "rule where one will do. NumPy functions for the peers, torch's for us.",
     "Streams: 2²⁸ draws of a standard normal in single precision. The loop is "
     "`fn(torch.randn(chunk)).sum()` with chunks of 2¹⁸.",
 )
 TARGET = 1e-4
-_SEEDS = 8
+_ROUGH_TARGET = 1e-3
+_SEEDS = 5
+_PATIENCE = 6.0  # seconds for finding a setting, after which a contestant is out
 _STREAM = 2**28
 _CHUNK = 2**18
 
@@ -78,9 +82,9 @@ def cases(device: str) -> list[Case]:
 
 
 def problems() -> list[Problem]:
-    """Genz's families in 3, 5, 7 and 10 dimensions, Keister's integral, an Asian option."""
+    """Genz's families in 3, 6 and 10 dimensions, Keister's integral, an Asian option."""
     families = (*boxes.TOTALS, *boxes.ROUGH)
-    genz = [_genz(family, d) for d in (3, 5, 7, 10) for family in families]
+    genz = [_genz(family, d) for d in (3, 6, 10) for family in families]
     return [*genz, _keister(5), _asian(16)]
 
 
@@ -97,7 +101,8 @@ def _genz(family: str, d: int) -> Problem:
     def of_numpy(u: np.ndarray) -> np.ndarray:
         return f(torch.from_numpy(np.ascontiguousarray(u)), c, w).numpy()
 
-    return Problem(f"{family}, d = {d}", d, of_numpy, ours, boxes.exact(family, c, w))
+    target = _ROUGH_TARGET if family in boxes.ROUGH else TARGET
+    return Problem(f"{family}, d = {d}", d, of_numpy, ours, boxes.exact(family, c, w), target)
 
 
 def _keister(d: int) -> Problem:
@@ -138,7 +143,7 @@ def _asian(d: int) -> Problem:
 
     points = [stats.qmc.Sobol(d, seed=seed).random_base2(18) for seed in range(16)]
     truth = float(np.mean([of_numpy(u).mean() for u in points]))
-    return Problem(f"Asian call, d = {d}", d, of_numpy, ours, truth, target=1e-3)
+    return Problem(f"Asian call, d = {d}", d, of_numpy, ours, truth, target=_ROUGH_TARGET)
 
 
 def _principal(covariance: np.ndarray) -> np.ndarray:
@@ -167,7 +172,7 @@ def _raced(problem: Problem) -> Case:
         solve, ladder = entry
         setting = _cheapest(solve, ladder, problem)
         if setting is None:
-            contestants.append(Skipped(name, "no setting reaches the target"))
+            contestants.append(Skipped(name, f"not within {_PATIENCE:g} s of looking"))
         else:
             contestants.append(_contestant(name, solve, setting, problem.truth))
     return Case(f"{problem.name}, to {problem.target:g}", contestants)
@@ -191,7 +196,10 @@ def _sizes(first: int, last: int) -> Iterable[int]:
 
 
 def _cheapest(solve: Solver, ladder: Iterable[Any], problem: Problem) -> Any:
+    start = time.perf_counter()
     for setting in ladder:
+        if time.perf_counter() - start > _PATIENCE:
+            return None
         values = np.array([solve(setting, seed) for seed in range(_SEEDS)])
         if math.sqrt(np.mean((values / problem.truth - 1) ** 2)) <= problem.target:
             return setting
