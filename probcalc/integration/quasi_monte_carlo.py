@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -147,7 +146,7 @@ class QuasiMonteCarlo(Replicated):
             transformation: better still in few dimensions where all is smooth.
     """
 
-    points: Literal["sobol", "lattice"] = "sobol"
+    points: str = "sobol"
 
     def __post_init__(self) -> None:
         """Check the arguments."""
