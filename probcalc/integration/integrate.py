@@ -27,6 +27,8 @@ from probcalc.integration.quick import quick
 from probcalc.integration.quick_box import quick_box
 from probcalc.result import Estimate
 
+_CPU = torch.device("cpu")
+
 
 def integrate(
     fn: Callable[..., Tensor],
@@ -126,8 +128,11 @@ def _at_a_glance(
             return None
     if not callable(fn) or not isinstance(args, tuple):
         return None
-    device = common_device({"lower": lower, "upper": upper}, args)
-    evaluated = dtype or common_dtype((lower, upper, *args))
+    if args or torch.is_tensor(lower) or torch.is_tensor(upper):
+        device = common_device({"lower": lower, "upper": upper}, args)
+        evaluated = dtype or common_dtype((lower, upper, *args))
+    else:
+        device, evaluated = _CPU, dtype or torch.float64
     return quick(fn, float(lower), float(upper), args, evaluated, device, tolerance)
 
 

@@ -43,6 +43,7 @@ class _Layout:
         slope: |dx/du| times the panel's width; None on [0, 1], where panels are equally wide.
         rule: On every panel, on the host.
         weights: Of its two rules.
+        each: Of the first on every panel.
         predict: From values at its nodes to its interpolant at all the other points.
         ends: Panels at the ends, where they start.
     """
@@ -52,6 +53,7 @@ class _Layout:
     slope: Float[np.ndarray, "p n"] | None
     rule: PanelRule
     weights: Float[np.ndarray, "2 k"]
+    each: Float[np.ndarray, "p k"]
     predict: Float[np.ndarray, "k m"]
     ends: slice
 
@@ -73,7 +75,9 @@ def _layout(left: bool, right: bool, device: torch.device) -> _Layout:
     touching = slice(first, None, others[0] - first if others else len(width))
     predict = torch.cat([rule.interpolation, barycentric(close)]).mT.contiguous().numpy()
     points = x.mT.flatten().to(device)
-    return _Layout(points, len(width), slope, rule, rule.weights.numpy(), predict, touching)
+    weights = rule.weights.numpy()
+    each = np.repeat(weights[:1], len(width), axis=0)
+    return _Layout(points, len(width), slope, rule, weights, each, predict, touching)
 
 
 def quick(
@@ -153,5 +157,5 @@ def _looked_at(layout: _Layout, f: Float[np.ndarray, "p n"]) -> tuple[float, flo
     close[:] = 0.0
     # of all panels at once: no less than the sum of each one's
     miss = math.sqrt(layout.panels * np.vdot(missed, missed) / (m - len(_APPROACH)))
-    error = math.inf if pole else float(abs(difference).sum()) + miss + beside
-    return float(value.sum()), error, beside, float((abs(at_nodes) @ layout.weights[0]).sum())
+    error = math.inf if pole else sum(map(abs, difference.tolist())) + miss + beside
+    return sum(value.tolist()), error, beside, float(np.vdot(np.abs(at_nodes), layout.each))
