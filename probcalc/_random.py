@@ -43,5 +43,7 @@ def forked(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
         # not `torch.manual_seed`, which formats a stack trace for devices that nobody uses yet
         torch.default_generator.manual_seed(seed % 2**63)
         if devices:
-            getattr(torch, device.type).manual_seed(seed % 2**63)
+            backend = getattr(torch, device.type)
+            with backend.device(device):  # the one that draws, which need not be the current one
+                backend.manual_seed(seed % 2**63)
         yield
