@@ -38,7 +38,7 @@ from probcalc.integration.orthogonal import Weight
 # at(points, elem): points (n, d) of the unit measure, elements (k), to values (n, k, o)
 At = Callable[[Tensor, Tensor], Tensor]
 # orders that are tried at once, which tell enough of the decay in few dimensions
-PAIRS = {1: (12, 64), 2: (12, 32), 3: (8, 12), 4: (6, 8), 5: (5, 6)}
+PAIRS = {1: (12, 64), 2: (12, 32), 3: (8, 10), 4: (6, 7), 5: (5, 6)}
 _TELLING = 3
 _LARGEST = {1: 2**9, 2: 2**13, 3: 2**15, 4: 2**16, 5: 2**17, 6: 2**17, 7: 2**17}
 _TOGETHER = 2**16  # values that are asked for at once

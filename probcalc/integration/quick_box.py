@@ -20,6 +20,7 @@ from torch import Tensor
 from probcalc.integration.goal import Goal
 from probcalc.integration.grids import CPU, grid
 from probcalc.integration.integrand import CHANGED, version_of
+from probcalc.integration.low_rank import Train, fibres, places, train
 from probcalc.integration.measure import FAINT
 from probcalc.integration.orthogonal import LEGENDRE, prediction
 from probcalc.integration.problem import DEFAULT_RTOL, Tolerance
@@ -29,9 +30,10 @@ from probcalc.result import Estimate
 METHOD = "adaptive cubature"
 MAX_EVALS = 2**20  # of a box
 _LESS = 2  # points an axis
-_BETWEEN = {2: 24}  # order of a coarse grid for the same fine one, where the first does not settle
+_PAIRED = 4  # axes from which on both ends are two axes at a time
 _CAUTION = 3.0  # on what a step gains, which is taken to be the same again
 _LEAST_GAIN = 0.03
+_UNSEEN = 0.5  # of the error allowed: what a fit may leave anywhere of the values that it sees
 _ROUNDING = 4.0  # units in the last place of the integral of |f|
 _TINY = torch.finfo(torch.float64).tiny
 
@@ -45,32 +47,41 @@ class _Grids:
     """A fine grid of the unit cube, a coarse one, and one that is coarser than either.
 
     Args:
-        points: Of each.
-        mass: Weights of the fine and of the coarse one.
+        orders: Points an axis of each.
+        points: Of all three, one after the other.
+        table: Those of the fine one, on the host, axis by axis.
+        mass: Weights of each.
         squares: Of the fine one's weights.
-        predict: Along each axis, from values on the coarse grid to its interpolant on the fine
-            one, and from the coarsest to the coarse one.
+        predict: From values on the coarse grid to its interpolant on the fine one along one axis
+            and along two, and the same from the coarsest to the coarse one.
     """
 
-    points: tuple[Float[Tensor, "_ d"], ...]
-    mass: tuple[Float[np.ndarray, " f"], Float[np.ndarray, " c"]]
+    orders: tuple[int, int, int]
+    points: Float[Tensor, "_ d"]
+    table: Float[np.ndarray, "d _"]
+    mass: tuple[Float[np.ndarray, " _"], ...]
     squares: Float[np.ndarray, " f"]
-    predict: tuple[Float[np.ndarray, "m n"], Float[np.ndarray, "n o"]]
+    predict: tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
     @property
     def dim(self) -> int:
         """Of the cube."""
-        return self.points[0].shape[1]
+        return self.points.shape[1]
 
     def missed(
         self,
-        predict: Float[np.ndarray, "m n"],
+        predict: tuple[Float[np.ndarray, "m n"], Float[np.ndarray, "m_squared n_squared"]],
         values: Float[np.ndarray, " n_to_the_d"],
         at: Float[np.ndarray, " m_to_the_d"],
     ) -> Float[np.ndarray, " m_to_the_d"]:
         """What the interpolant of values on one grid misses at another."""
-        for _ in range(self.dim):  # the axis in front goes to the end
-            values = (predict @ values.reshape(predict.shape[1], -1)).T
+        one, two = predict
+        front, back = two if self.dim >= _PAIRED else one, two if self.dim >= _PAIRED - 1 else one
+        values = front @ values.reshape(front.shape[1], -1)
+        if self.dim > 1:
+            values = values.reshape(-1, back.shape[1]) @ back.T
+        if self.dim > _PAIRED:  # the axis between
+            values = one @ values.reshape(len(front), -1, len(back))
         return np.abs(values.reshape(-1) - at)
 
 
@@ -78,14 +89,20 @@ class _Grids:
 def _grids(dim: int, orders: tuple[int, int, int], device: torch.device) -> _Grids:
     weights, (fine, coarse, coarsest) = (LEGENDRE,) * dim, orders
     grids = [grid(weights, (order,) * dim, CPU) for order in orders]
-    points, mass = tuple(g.points.to(device) for g in grids), [g.mass.numpy() for g in grids]
-    predict = prediction(LEGENDRE, coarse, fine), prediction(LEGENDRE, coarsest, coarse)
-    return _Grids(points, (mass[0], mass[1]), mass[0] ** 2, predict)
+    mass = [g.mass.numpy() for g in grids]
+    points = _axis_by_axis(torch.cat([g.points for g in grids])).to(device)
+    alone = prediction(LEGENDRE, coarse, fine), prediction(LEGENDRE, coarsest, coarse)
+    predict = tuple((one, np.kron(one, one)) for one in alone)
+    table = grids[0].points.T.numpy().copy()
+    return _Grids(orders, points, table, tuple(mass), mass[0] ** 2, predict)
 
 
-@lru_cache
-def _all_points(dim: int, orders: tuple[int, int, int], device: torch.device) -> Tensor:
-    return torch.cat(_grids(dim, orders, device).points)
+def _axis_by_axis(points: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """The same in memory that holds one axis after the other.
+
+    A function of them then runs along thousands of points and not along a handful of axes.
+    """
+    return points.T.contiguous().T
 
 
 def quick_box(
@@ -110,7 +127,12 @@ def quick_box(
         if dtype is not torch.float64:
             x = x.to(dtype)
         version = version_of(x)
-        f = fn(x, *args)
+        try:
+            f = fn(x, *args)
+        except (
+            RuntimeError
+        ):  # perhaps at how the points lie in memory: elsewhere they do so plainly
+            raise _Hard from None
         if version_of(x) != version:
             raise ValueError(CHANGED)
         plain = torch.is_tensor(f) and f.shape == x.shape[:1] and not f.is_complex()
@@ -135,25 +157,28 @@ def quick_box(
 def _settled(
     asked: Callable[[Tensor], Tensor], dim: int, device: torch.device, goal: Goal, rounding: float
 ) -> tuple[float, float, int]:
-    """Integral, error and evaluations; one look, where it helps another, then `products`."""
+    """Integral, error and evaluations; one look, then fibres, then `products`."""
     n, m = PAIRS[dim]
     orders = m, n, n - _LESS
-    points = _all_points(dim, orders, device)
-    num = len(points)
+    grids = _grids(dim, orders, device)
+    num = len(grids.points)
     if num > goal.max_evals:
         raise _Hard
-    found = asked(points).numpy(force=True)
+    found = asked(grids.points).numpy(force=True)
     fine, coarse = m**dim, n**dim
     values = found[:fine], found[fine : fine + coarse], found[fine + coarse :]
-    value, error, settled = _looked_at(_grids(dim, orders, device), values, goal, rounding)
-    if not settled and dim in _BETWEEN:
-        grids = _grids(dim, (m, _BETWEEN[dim], n), device)
-        between = asked(grids.points[1]).numpy(force=True)
-        num += len(between)
-        values = values[0], between, values[1]
-        value, error, settled = _looked_at(grids, values, goal, rounding, alike=True)
+    with np.errstate(all="ignore"):  # what is not finite ends as a NaN
+        size = float(grids.mass[0] @ np.abs(values[0]))
+        value, error, settled = _looked_at(grids, values, size, goal, rounding)
     if settled:
         return value, error, num
+    fibred = _trained(asked, grids, values, goal, value, num)
+    if fibred:
+        num += fibred.count
+        with np.errstate(all="ignore"):
+            value, error, settled = _checked(fibred, grids, values, size, goal, rounding)
+        if settled:
+            return value, error, num
     tried: Any = values[0][:, None, None]
     if device.type != "cpu":
         tried = torch.from_numpy(tried).to(device)
@@ -169,35 +194,65 @@ def _settled(
 def _looked_at(
     grids: _Grids,
     values: tuple[np.ndarray, np.ndarray, np.ndarray],
+    size: float,
     goal: Goal,
     rounding: float,
-    alike: bool = False,
 ) -> tuple[float, float, bool]:
-    """Integral and error, and whether they stand: the judgement of `products`.
-
-    Grids whose orders are alike may agree by chance: then the misses count, but for what a step
-    gains, instead of their square.
-    """
-    (mass, first), (f, g, h), (fine, coarse) = grids.mass, values, grids.predict
-    with np.errstate(all="ignore"):  # what is not finite ends as a NaN
-        missed, value = grids.missed(fine, g, f), float(mass @ f)
-        size, miss = float(mass @ np.abs(f)), float(mass @ missed)
-        spread, noise = float(mass @ np.abs(f - value)), _ROUNDING * rounding * size
-        alone = float(grids.squares @ (missed * missed))
-        earlier = float(first @ grids.missed(coarse, h, g))
-        step = miss / (earlier + _TINY)
-    error = DOUBT * abs(value - float(first @ g))
-    if alike:
-        error += miss * min(step, 1.0)
-    else:
-        error += miss * miss / (spread + _TINY)
-        # that is the coarse rule's error, and goes with the square of its interpolant's
-        error *= min(max(_CAUTION * step * step, _LEAST_GAIN), 1.0)
+    """Integral and error, and whether they stand: the judgement of `products`."""
+    (mass, first, _), (f, g, h), (fine, coarse) = grids.mass, values, grids.predict
+    missed, value = grids.missed(fine, g, f), float(mass @ f)
+    miss = float(mass @ missed)
+    spread, noise = float(mass @ np.abs(f - value)), _ROUNDING * rounding * size
+    error = DOUBT * abs(value - float(first @ g)) + miss * miss / (spread + _TINY)
     allowed = goal.allowed_of(value, noise)
+    if error > allowed >= _LEAST_GAIN * error:
+        # that is the coarse rule's error, and goes with the square of its interpolant's
+        step = miss / (float(first @ grids.missed(coarse, h, g)) + _TINY)
+        error *= min(max(_CAUTION * step * step, _LEAST_GAIN), 1.0)
     settled = error <= allowed and size > FAINT
-    # a needle between the coarse points is one miss among thousands
-    settled = settled and (miss <= allowed or miss * miss >= FEWEST_MISSES * alone)
+    if settled and miss > allowed:
+        # a needle between the coarse points is one miss among thousands
+        settled = miss * miss >= FEWEST_MISSES * float(grids.squares @ (missed * missed))
     return value, error + noise, settled
+
+
+def _trained(
+    asked: Callable[[Tensor], Tensor],
+    grids: _Grids,
+    values: tuple[np.ndarray, np.ndarray, np.ndarray],
+    goal: Goal,
+    value: float,
+    spent: int,
+) -> Train | None:
+    """The function of low rank that fits the values on the fine grid, where there is one."""
+    order, allowed = grids.orders[0], goal.allowed_of(value, 0.0)
+    if grids.dim == 1 or not 0 < allowed < math.inf:
+        return None
+    at = places(values[0], order, grids.dim, _UNSEEN * allowed)
+    if at is None or spent + at.count > goal.max_evals:
+        return None
+    points = torch.from_numpy(fibres(at, grids.table)).T.to(grids.points.device)
+    return train(at, values[0], asked(points).numpy(force=True))
+
+
+def _checked(
+    fibred: Train,
+    grids: _Grids,
+    values: tuple[np.ndarray, np.ndarray, np.ndarray],
+    size: float,
+    goal: Goal,
+    rounding: float,
+) -> tuple[float, float, bool]:
+    """Integral and error of a function of low rank, and whether they stand.
+
+    The error is what that function misses on the grids, as if it never cancelled.
+    """
+    value, tables = fibred.integral_and_tables(grids.orders[:2])
+    triples = zip(grids.mass, tables, values, strict=False)
+    missed = max(float(mass @ np.abs(table - f)) for mass, table, f in triples)
+    noise = _ROUNDING * rounding * size
+    error = DOUBT * missed
+    return value, error + noise, error <= goal.allowed_of(value, noise) and size > FAINT
 
 
 @lru_cache
