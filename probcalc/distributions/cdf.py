@@ -26,7 +26,7 @@ from probcalc.distributions.families import (
     known_families,
     law_of,
 )
-from probcalc.distributions.support import support_of
+from probcalc.distributions.support import device_of, support_of
 
 
 def cdf(
@@ -136,9 +136,3 @@ def on_sides(falling: Tensor | bool, upper: bool, tail: Callable[[bool], Tensor]
     if bool((falling == falling.flatten()[0]).all()):
         return tail(upper ^ bool(falling.flatten()[0]))
     return torch.where(falling, tail(not upper), tail(upper))
-
-
-def device_of(dist: td.Distribution) -> torch.device | None:
-    """Of the tensors that a distribution holds."""
-    held = [v for v in vars(dist).values() if torch.is_tensor(v)]
-    return held[0].device if held else None

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch import distributions as td
 from torch.distributions import constraints
 
-from probcalc.distributions.support import Support, support_of
+from probcalc.distributions.support import Support, device_of, support_of
 
 # constraints of events that are alike if and only if the support is
 _KINDS = (
@@ -134,7 +134,7 @@ def _of_events(q: td.Distribution, p: td.Distribution) -> Tensor:
         inside = _interval_covers(*kinds)
         return _all_last(inside, len(q.event_shape)).expand(batch)
     same = not any(isinstance(kind, Support) for kind in kinds) and kinds[0] is kinds[1]
-    return torch.full(batch, same)
+    return torch.full(batch, same, device=device_of(p))
 
 
 def _kind(dist: td.Distribution) -> Support | constraints.Constraint | type:
@@ -146,7 +146,8 @@ def _kind(dist: td.Distribution) -> Support | constraints.Constraint | type:
     support = dist.support
     real = isinstance(support, constraints.independent)
     if real and support.base_constraint is constraints.real:
-        end = torch.full(dist.batch_shape + dist.event_shape, torch.inf, dtype=torch.float64)
+        shape = dist.batch_shape + dist.event_shape
+        end = torch.full(shape, torch.inf, dtype=torch.float64, device=device_of(dist))
         return Support(-end, end, False)
     found = [kind for kind in _KINDS if support is kind]
     if not found:

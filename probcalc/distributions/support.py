@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -51,15 +52,32 @@ def support_of(dist: Distribution) -> Support:
     if type(dist) is TransformedDistribution:  # families made of one name their own support
         return _of_image(support_of(dist.base_dist), dist)
     if isinstance(dist, VonMises):  # torch calls it real, and normalises over one turn
-        turn = torch.full(dist.batch_shape, math.pi, dtype=torch.float64)
+        turn = torch.full_like(dist.concentration, math.pi, dtype=torch.float64)
         return Support(-turn, turn, False)
     constraint = dist.support
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     lower, upper = _interval(constraint)
     discrete = bool(constraint.is_discrete)
-    ends = (torch.as_tensor(end, dtype=torch.float64) for end in (lower, upper))
+    device = device_of(dist)
+    ends = (torch.as_tensor(end, dtype=torch.float64, device=device) for end in (lower, upper))
     return Support(*(end.expand(dist.batch_shape) for end in ends), discrete)
+
+
+def device_of(dist: Distribution) -> torch.device | None:
+    """Of the tensors that a distribution holds, or what it is made of; None if it holds none."""
+    ahead: list[Any] = [dist]
+    seen = set()
+    while ahead:
+        part = ahead.pop(0)
+        if torch.is_tensor(part):
+            return part.device
+        if isinstance(part, list):
+            ahead += part
+        elif isinstance(part, (Distribution, Transform)) and id(part) not in seen:
+            seen.add(id(part))  # transforms know their inverses, which know them
+            ahead += vars(part).values()
+    return None
 
 
 def _interval(

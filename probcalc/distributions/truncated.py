@@ -17,11 +17,11 @@ from torch import Tensor
 from torch import distributions as td
 from torch.distributions import constraints
 
-from probcalc.distributions.cdf import cdf, device_of
+from probcalc.distributions.cdf import cdf
 from probcalc.distributions.log_density import log_density
 from probcalc.distributions.quantile import quantile, searched
 from probcalc.distributions.rebuild import Builder, in_double, taken_apart
-from probcalc.distributions.support import support_of
+from probcalc.distributions.support import device_of, support_of
 
 _LEAST_UNIFORM = 2.0**-54  # half the spacing of torch's uniform numbers, instead of zero
 
@@ -187,7 +187,7 @@ class Truncated(td.Distribution):
     def _counted(self, p: Tensor, upper: bool) -> Tensor:
         ends = support_of(self)
         shape = torch.broadcast_shapes(p.shape, self.batch_shape)
-        middle = quantile(self.base, torch.full(self.batch_shape, 0.5, dtype=torch.float64))
+        middle = quantile(self.base, p.new_full(self.batch_shape, 0.5))
         return searched(
             self, p, upper, *(t.expand(shape) for t in (ends.lower, ends.upper, middle))
         )

@@ -20,6 +20,7 @@ from torch import distributions as td
 
 from probcalc.distributions.quantile import quantile
 from probcalc.distributions.rebuild import copied
+from probcalc.distributions.support import device_of
 from probcalc.integration.cells import Box
 from probcalc.integration.expectation import Expectation
 from probcalc.integration.gradient_estimators import NoBaseline, surrogate
@@ -158,7 +159,7 @@ def image_of(dist: td.Distribution) -> tuple[int, Place]:
         return math.prod(event), lambda u: _quantile(base, wide(u))
     if dist.event_shape:
         raise NotImplementedError(f"draws of {type(dist).__name__} are not made of uniform ones.")
-    quantile(dist, torch.full((), 0.5, dtype=torch.float64))  # for its refusal
+    quantile(dist, torch.full((), 0.5, device=device_of(dist)).double())  # for its refusal
     return 1, lambda u: _quantile(dist, u.reshape(len(u), *[1] * len(dist.batch_shape)))
 
 

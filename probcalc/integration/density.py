@@ -21,7 +21,7 @@ from probcalc.distributions.cdf import cdf
 from probcalc.distributions.log_density import log_density
 from probcalc.distributions.quantile import quantile
 from probcalc.distributions.rebuild import in_double
-from probcalc.distributions.support import support_of
+from probcalc.distributions.support import device_of, support_of
 from probcalc.integration.expectation import Expectation, alive, over_parameters
 from probcalc.integration.integrand import checked_values
 from probcalc.integration.problem import Problem
@@ -123,7 +123,8 @@ def _off_the_ends(
 
 def _quantiles(dist: Distribution, levels: tuple[float, ...]) -> Float[Tensor, " *batch s"]:
     """Below the levels, the median, and above them, along the last axis."""
-    p = torch.tensor(levels, dtype=torch.float64).reshape([-1, *[1] * len(dist.batch_shape)])
+    p = torch.tensor(levels, dtype=torch.float64, device=device_of(dist))
+    p = p.reshape([-1, *[1] * len(dist.batch_shape)])
     try:
         below, above = quantile(dist, p), quantile(dist, p, upper=True)
         middle = quantile(dist, torch.full_like(p[:1], 0.5))

@@ -41,6 +41,7 @@ _GOLDEN = 0.5 * (3 - 5**0.5)  # place of a check between two nodes
 _SIGNS = ((1.0, 1.0), (1.0, -1.0))  # of the misses at the checks
 _MOST = 2**20  # points of a product
 _CHUNK = 2**18  # values that are evaluated together, where the batch can be cut
+_LARGE_CHUNK = 2**24  # where a call costs as much as a million of them
 _ROUNDING = 4.0  # units in the last place
 
 
@@ -110,17 +111,18 @@ class GaussQuadrature:
                 "use fewer points, `Cubature()` or `MonteCarlo()`."
             )
         device = problem.lower.device
+        chunk = _CHUNK if device.type == "cpu" else _LARGE_CHUNK
         rules = [_rule(axis, n, device) for axis in axes]
         points, functionals = _points(rules), _functionals(rules)
         # decay from half to half of the upper coefficients, so far apart, that is believed
         slowest = max(_FAST ** ((n - n // 2) / 2), _LEAST)
         if problem.tensors and problem.batch and not any(axis.shape for axis in axes):
             piece = partial(at, points)
-            step = max(1, _CHUNK // count)
+            step = max(1, chunk // count)
         else:  # the function may close over the batch
             f = at(points, slice(0, b))
             piece = lambda elem: f[:, elem]  # noqa: E731
-            step = max(1, _CHUNK * b // max(f.numel(), 1))
+            step = max(1, chunk * b // max(f.numel(), 1))
 
         def parts() -> Iterator[tuple[Tensor, Tensor]]:
             value: Tensor | float = 0.0

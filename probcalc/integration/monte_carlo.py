@@ -33,7 +33,7 @@ from probcalc.integration.gradient_estimators import NoBaseline, ScoreFunction, 
 from probcalc.integration.problem import Problem, Solved, Tolerance
 from probcalc.integration.replay import piecewise
 from probcalc.integration.running import Running, tail_length
-from probcalc.integration.stream import LONG, Stream
+from probcalc.integration.stream import Stream
 from probcalc.result import half_width
 from probcalc.status import Status
 
@@ -214,7 +214,7 @@ class Draws:
             while at < n:
                 if stream is None and at >= _BEGUN and _is_one_number(found, total):
                     stream = Stream(found)
-                size = min(LONG if stream else _BLOCK, n - at)
+                size = min(stream.block if stream else _BLOCK, n - at)
                 if stream:
                     stream.add(self._numbers(at, size))
                 else:
@@ -233,7 +233,7 @@ class Draws:
     def _numbers(self, at: int, size: int) -> Float[Tensor, " n"]:
         """Terms of a long block, in the precision in which they come."""
         posed = self.posed
-        x = self.drawn(posed.dist, _FAR + at // LONG, size)
+        x = self.drawn(posed.dist, _FAR + at // _BLOCK, size)
         x = x.to(posed.dtype) if x.is_floating_point() else x
         f = posed.fn(x, *posed.args)
         f = f if f.is_floating_point() else f.double()

@@ -10,6 +10,7 @@ closed in on; it and the places around it where it has fallen become breaks.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,7 @@ from probcalc.distributions.families import is_point_mass
 from probcalc.distributions.log_density import log_density
 from probcalc.distributions.quantile import quantile
 from probcalc.distributions.rebuild import in_double
-from probcalc.distributions.support import support_of
+from probcalc.distributions.support import device_of, support_of
 from probcalc.integration.enumeration import largest_exponent
 from probcalc.integration.expectation import Expectation
 
@@ -127,8 +128,8 @@ def _grid(dist: Distribution) -> Float[Tensor, " n *batch"]:
 
 
 def _quantiles(dist: Distribution) -> Float[Tensor, " n *batch"]:
-    even = (torch.arange(_GRID, dtype=torch.float64) + 0.5) / _GRID
-    far = _FARTHEST ** ((torch.arange(_TAIL, dtype=torch.float64) + 1) / _TAIL)
+    whole = partial(torch.arange, dtype=torch.float64, device=device_of(dist))
+    even, far = (whole(_GRID) + 0.5) / _GRID, _FARTHEST ** ((whole(_TAIL) + 1) / _TAIL)
     even, far = (p.reshape([-1, *[1] * len(dist.batch_shape)]) for p in (even, far))
     return torch.cat(
         [quantile(dist, far.flip(0)), quantile(dist, even), quantile(dist, far, upper=True)]

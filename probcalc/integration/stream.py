@@ -15,7 +15,8 @@ from torch import Tensor
 
 from probcalc.integration.running import Running
 
-LONG = 2**19  # draws of a block
+LONG = 2**19  # draws of a block, which fit into a processor's cache
+_LONGEST = 2**24  # elsewhere, where a block costs as much to start as a million draws
 _ROW = 2**8
 
 
@@ -65,6 +66,11 @@ class Stream:
         self._squares = float(begun.squares)
         self._size = float(begun.size)
         self._low, self._high = float(begun.low), float(begun.high)
+
+    @property
+    def block(self) -> int:
+        """How many terms to add at once."""
+        return LONG if self._begun.mean.device.type == "cpu" else _LONGEST
 
     def add(self, terms: Float[Tensor, " n"]) -> None:
         """A block of terms, in any precision."""

@@ -19,12 +19,7 @@ from probcalc import (
     Estimate,
     GaussianMixture,
     GaussQuadrature,
-    MonteCarlo,
-    QuasiMonteCarlo,
-    Stratified,
-    Vegas,
     expect,
-    integrate,
 )
 from probcalc.inference.guides import GUIDES
 from probcalc.inference.moments import (
@@ -129,75 +124,3 @@ def test_a_mixed_path_is_caught():
     """The check itself: a CPU tensor among the others raises."""
     with pytest.raises(RuntimeError, match="device"):
         meta(3) + torch.empty(3, dtype=torch.float64)
-
-
-METHODS = {
-    "defaults": None,
-    "Gauss": GaussQuadrature(20),
-    "plain": MonteCarlo(),
-    "antithetic": MonteCarlo(antithetic=True),
-    "a long stream": MonteCarlo(2**21),
-    "scrambled Sobol": QuasiMonteCarlo(),
-    "stratified": Stratified(),
-    "Vegas": Vegas(),
-}
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", METHODS)
-def test_expectations_on_cuda_are_those_on_cpu(name: str):
-    """Two bars apart at most, values and gradients."""
-    found = []
-    for device in ("cpu", "cuda"):
-        mean = torch.tensor(0.3, dtype=torch.float64, device=device, requires_grad=True)
-        result = expect(
-            lambda x: (x + 1).sin(),
-            td.Normal(mean, torch.ones_like(mean)),
-            method=METHODS[name],
-            generator=torch.Generator().manual_seed(1),
-            confidence=0.999999,
-        )
-        (slope,) = torch.autograd.grad(result.value, mean)
-        assert result.value.device.type == result.error.device.type == device
-        found.append((float(result.value.detach()), float(result.error), float(slope)))
-    (value, bar, slope), (other, other_bar, other_slope) = found
-    assert abs(value - other) <= bar + other_bar
-    assert abs(slope - other_slope) <= 10 * (bar + other_bar) + 1e-9
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dim", [0, 1, 3, 8])
-def test_integrals_on_cuda_are_those_on_cpu(dim: int):
-    found = []
-    for device in ("cpu", "cuda"):
-        shape = (5, dim) if dim else (5,)
-        lower = torch.zeros(shape, dtype=torch.float64, device=device)
-        rate = torch.linspace(0.5, 2, 5, dtype=torch.float64, device=device)
-        result = integrate(
-            (lambda x, a: (-a * x.sum(-1)).exp()) if dim else (lambda x, a: (-a * x).exp()),
-            lower,
-            lower + 1,
-            args=(rate,),
-            event_dim=min(dim, 1),
-        )
-        assert result.value.device.type == device
-        found.append((result.value.cpu(), result.error.cpu()))
-    (value, bar), (other, other_bar) = found
-    assert ((value - other).abs() <= bar + other_bar).all()
-
-
-@pytest.mark.gpu
-def test_fit_on_cuda_is_fit_on_cpu():
-    import pyro
-    import pyro.distributions as dist
-
-    import probcalc as pc
-
-    def model(y: Tensor) -> None:
-        m = pyro.sample("m", dist.Normal(torch.zeros((), device=y.device), 1.0))
-        pyro.sample("y", dist.Normal(m, 0.5), obs=y)
-
-    y = torch.tensor(10.0, dtype=torch.float64, device="cuda")
-    p = pc.fit(pc.Target.from_pyro(model, y), generator=torch.Generator().manual_seed(0))
-    assert p.z.device.type == "cuda"
-    assert float(p.mean["m"]) == pytest.approx(8.0, abs=1e-6)
