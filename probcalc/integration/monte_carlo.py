@@ -38,7 +38,11 @@ from probcalc.result import half_width
 from probcalc.status import Status
 
 _MAX_EVALS = 2**17
-_BLOCK = _FIRST = 2**14  # draws that are made and evaluated together, and before the first look
+_FIRST = 2**14  # draws before the first look
+# draws that are made and evaluated together: in a processor's cache; elsewhere, where starting a
+# block costs as much as a million draws; and for large batches
+_BLOCK, _LARGE_BLOCK, _LEAST_BLOCK = 2**14, 2**20, 2**6
+_HELD = 2**24  # numbers that are drawn together
 _BEGUN = 2**20  # draws from which single numbers are streamed in longer blocks
 _FAR = 2**32  # number of the first of these
 _NO_VARIANCE = 0.5  # shape of the terms' tail from which their variance is infinite
@@ -184,10 +188,18 @@ def _solved(
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """Terms from draws that depend on the seed and on the number of the block alone."""
+    """Terms from draws that depend on the seed and on where their block starts alone."""
 
     posed: Expectation
     seed: int
+
+    @property
+    def block(self) -> int:
+        """Draws that are made and evaluated together, a power of two."""
+        posed = self.posed
+        room = _HELD // max(1, math.prod(posed.batch) * math.prod(posed.event))
+        most = _BLOCK if posed.device.type == "cpu" else _LARGE_BLOCK
+        return max(_LEAST_BLOCK, min(most, 1 << max(room, 1).bit_length() - 1))
 
     def averaged(self, n: int) -> tuple[Tensor, Running]:
         """Mean of f over n draws, differentiable, and what the terms were like.
@@ -200,7 +212,7 @@ class Draws:
         """The same over more and more draws.
 
         Args:
-            sizes: Numbers of draws, all but the last multiples of a block.
+            sizes: Numbers of draws, each larger than the one before.
 
         Yields:
             Mean and terms of the first so many draws.
@@ -209,16 +221,16 @@ class Draws:
         found: Running | None = None
         stream: Stream | None = None
         total: Tensor | float = 0.0
-        moving = self.posed.moving
+        moving, block = self.posed.moving, self.block
         for at, n in pairwise([0, *sizes]):
             while at < n:
                 if stream is None and at >= _BEGUN and _is_one_number(found, total):
                     stream = Stream(found)
-                size = min(stream.block if stream else _BLOCK, n - at)
+                size = min(stream.block if stream else block, n - at)
                 if stream:
                     stream.add(self._numbers(at, size))
                 else:
-                    part, *stats = piecewise(moving or total, self._block, at // _BLOCK, size, top)
+                    part, *stats = piecewise(moving or total, self._block, at, size, top)
                     own = Running(size, *stats)
                     found = own if found is None else found.joined(own, top)
                     total = total + part
@@ -233,7 +245,7 @@ class Draws:
     def _numbers(self, at: int, size: int) -> Float[Tensor, " n"]:
         """Terms of a long block, in the precision in which they come."""
         posed = self.posed
-        x = self.drawn(posed.dist, _FAR + at // _BLOCK, size)
+        x = self.drawn(posed.dist, _FAR + at, size)
         x = x.to(posed.dtype) if x.is_floating_point() else x
         f = posed.fn(x, *posed.args)
         f = f if f.is_floating_point() else f.double()
@@ -241,18 +253,18 @@ class Draws:
             f = (f - posed.shift).exp()
         return f.reshape(size)
 
-    def _block(self, block: int, size: int, top: int) -> tuple[Tensor, ...]:
+    def _block(self, at: int, size: int, top: int) -> tuple[Tensor, ...]:
         dist = _fresh(self.posed.dist)
-        x = self.drawn(dist, block, size)
+        x = self.drawn(dist, at, size)
         f = self._terms(x)
         own = Running.of(f.detach(), top)
         if self.posed.by_score and torch.is_grad_enabled():
             f = self._by_score(dist, x, f)
         return (f.sum(dim=0), *list(vars(own).values())[1:])
 
-    def drawn(self, dist: Distribution, block: int, size: int) -> Tensor:
-        """The draws of a block."""
-        with forked(child(self.seed, block).initial_seed(), self.posed.device):
+    def drawn(self, dist: Distribution, at: int, size: int) -> Tensor:
+        """The draws of a block that starts so far into the stream."""
+        with forked(child(self.seed, at).initial_seed(), self.posed.device):
             return dist.sample((size,)) if self.posed.by_score else dist.rsample((size,))
 
     def _by_score(self, dist: Distribution, x: Tensor, f: Tensor) -> Tensor:
@@ -279,8 +291,8 @@ class Draws:
             return {}
         count, example, looked = 0, None, min(terms.num, _BEGUN)
         with torch.no_grad():
-            for at in range(0, looked, _BLOCK):
-                x = self.drawn(self.posed.dist, at // _BLOCK, min(_BLOCK, looked - at))
+            for at in range(0, looked, self.block):
+                x = self.drawn(self.posed.dist, at, min(self.block, looked - at))
                 f = self._terms(x)
                 bad = (~f.isfinite()).reshape(*f.shape[:2], -1).any(dim=-1)
                 count += int(bad.sum())

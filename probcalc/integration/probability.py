@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from probcalc.distributions.support import support_of
+from probcalc.distributions.support import device_of, support_of
 from probcalc.integration.density import as_integral
 from probcalc.integration.enumeration import Enumeration
 from probcalc.integration.expectation import expectation
@@ -56,8 +56,9 @@ def probability(
     tolerance = Tolerance(rtol, atol, max_evals)
     independent = isinstance(dist, Independent)
     base = dist.base_dist if independent else dist
+    device = device_of(base) or torch.device("cpu")
     low, high = (
-        as_double(end if given is None else given, torch.device("cpu"))
+        as_double(end if given is None else given, device)
         for given, end in ((lower, -torch.inf), (upper, torch.inf))
     )
     if bool((low.isnan() | high.isnan()).any()):
