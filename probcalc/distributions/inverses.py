@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probcalc.distributions import incomplete
-from probcalc.distributions.special import asked, special, tracked
+from probcalc.distributions.special import asked, computed_where, special, tracked
 
 _STEPS = 2
 _DEEP = 1e-200
@@ -129,7 +129,7 @@ def _beta_ends(a: Tensor, b: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
     """Both x and 1 − x as numbers with P(X ≤ x) = p: the smaller one is solved for."""
     a, b, p = torch.broadcast_tensors(a, b, p)
     x = special("betaincinv", a, b, p)
-    x = _where((p > 0) & (p < _RARE) & (x > 0), _polished, x, a, b, p, x)
+    x = computed_where((p > 0) & (p < _RARE) & (x > 0), _polished, x, a, b, p, x)
     y = _complement(a, b, p, x)
     deep = (p > 0) & ((p < _DEEP) | (x < _LEAST) | x.isnan())
     if not asked(torch.any, deep):
@@ -141,17 +141,8 @@ def _beta_ends(a: Tensor, b: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
 
 def _complement(a: Tensor, b: Tensor, p: Tensor, x: Tensor) -> Tensor:
     """1 − x, solved for where it is the smaller."""
-    y = _where(x > 0.5, lambda a, b, p: special("betainccinv", b, a, p), 1 - x, a, b, p)
+    y = computed_where(x > 0.5, lambda a, b, p: special("betainccinv", b, a, p), 1 - x, a, b, p)
     return torch.where(y.isnan(), 1 - x, y)
-
-
-def _where(mask: Tensor, function: Callable[..., Tensor], other: Tensor, *args: Tensor) -> Tensor:
-    """As torch.where, with the function computed where it is needed only."""
-    if not asked(torch.any, ~mask):
-        return torch.where(mask, function(*args), other)
-    if not asked(torch.any, mask):
-        return other
-    return other.masked_scatter(mask, function(*(t[mask] for t in args)))
 
 
 def _polished(a: Tensor, b: Tensor, p: Tensor, x: Tensor) -> Tensor:

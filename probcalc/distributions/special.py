@@ -36,6 +36,17 @@ def asked(question: Callable[[Tensor], Tensor], mask: Tensor) -> bool:
     return bool(question(mask))
 
 
+def computed_where(
+    mask: Tensor, function: Callable[..., Tensor], other: Tensor, *args: Tensor
+) -> Tensor:
+    """As torch.where, with the function computed where it is needed only."""
+    if not asked(torch.any, ~mask):
+        return torch.where(mask, function(*args), other)
+    if not asked(torch.any, mask):
+        return other
+    return other.masked_scatter(mask, function(*(t[mask] for t in args)))
+
+
 def _tracked(t: Tensor) -> bool:
     if t.requires_grad:
         return torch.is_grad_enabled()

@@ -200,11 +200,13 @@ def _looked_at(
 ) -> tuple[float, float, bool]:
     """Integral and error, and whether they stand: the judgement of `products`."""
     (mass, first, _), (f, g, h), (fine, coarse) = grids.mass, values, grids.predict
-    missed, value = grids.missed(fine, g, f), float(mass @ f)
-    miss = float(mass @ missed)
-    spread, noise = float(mass @ np.abs(f - value)), _ROUNDING * rounding * size
-    error = DOUBT * abs(value - float(first @ g)) + miss * miss / (spread + _TINY)
-    allowed = goal.allowed_of(value, noise)
+    value, noise = float(mass @ f), _ROUNDING * rounding * size
+    error, allowed = DOUBT * abs(value - float(first @ g)), goal.allowed_of(value, noise)
+    if _LEAST_GAIN * error > allowed:
+        return value, error + noise, False
+    missed = grids.missed(fine, g, f)
+    miss, spread = float(mass @ missed), float(mass @ np.abs(f - value))
+    error += miss * miss / (spread + _TINY)
     if error > allowed >= _LEAST_GAIN * error:
         # that is the coarse rule's error, and goes with the square of its interpolant's
         step = miss / (float(first @ grids.missed(coarse, h, g)) + _TINY)

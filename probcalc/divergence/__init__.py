@@ -1,0 +1,1 @@
+"""How far one distribution is from another, for any pair, and how that is known."""
