@@ -6,6 +6,7 @@ numbers themselves are computed on the CPU.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Float
 from scipy import special as scipy_special
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 _LIBRARY = torch.library.Library("probcalc", "DEF")
@@ -29,11 +31,19 @@ def tracked(*tensors: Tensor) -> bool:
     return any(_tracked(t) for t in tensors)
 
 
-def asked(question: Callable[[Tensor], Tensor], mask: Tensor) -> bool:
-    """The answer where it may be asked for: False under vmap, and on tensors without numbers."""
-    if mask.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(mask):
+def readable(t: Tensor) -> bool:
+    """Whether numbers may be read: not under vmap or a tracer, nor of tensors without numbers."""
+    if t.is_meta or torch.compiler.is_compiling():
         return False
-    return bool(question(mask))
+    if torch._C._functorch.is_functorch_wrapped_tensor(t) or isinstance(t, FakeTensor):
+        return False
+    tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    return tracer is None or tracer.get_proxy_mode() is None
+
+
+def asked(question: Callable[[Tensor], Tensor], mask: Tensor) -> bool:
+    """The answer where it may be asked for, else False."""
+    return readable(mask) and bool(question(mask))
 
 
 def computed_where(

@@ -32,7 +32,7 @@ def exp_gap(x: Float[Tensor, "*x"]) -> Float[Tensor, "*x"]:
 
 
 def ratio_gap(t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
-    """The value t − 1 − ln t of positive numbers; its relative error is that of t, times 1/(t − 1)."""
+    """The value t − 1 − ln t of positive numbers; its relative error is that of t over t − 1."""
     return ((t - 1) - t.log()).clamp(min=0.0)
 
 

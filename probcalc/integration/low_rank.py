@@ -68,16 +68,18 @@ def places(table: Float[np.ndarray, " _"], order: int, dim: int, least: float) -
 
 def _pivots(matrix: Float[np.ndarray, "m n"], least: float) -> tuple[list[int], list[int]] | None:
     rest, rows, columns = matrix, [], []
+    size = np.abs(rest)
     while True:
-        i, j = divmod(int(np.abs(rest).argmax()), rest.shape[1])
+        i, j = divmod(int(size.argmax()), rest.shape[1])
         top = rest[i, j]
-        if rows and abs(top) <= least:
-            return rows, columns
-        if len(rows) == _RANK or top == 0:
+        if len(rows) == _RANK or not abs(top) > 0:
             return None
         rows.append(i)
         columns.append(j)
         rest = rest - (rest[:, j, None] / top) * rest[i]
+        size = np.abs(rest)
+        if size.max() <= least:
+            return rows, columns
 
 
 def fibres(at: Places, points: Float[np.ndarray, "d _"]) -> Float[np.ndarray, "d _"]:

@@ -32,7 +32,7 @@ MAX_EVALS = 2**20  # of a box
 _LESS = 2  # points an axis
 _PAIRED = 4  # axes from which on both ends are two axes at a time
 _CAUTION = 3.0  # on what a step gains, which is taken to be the same again
-_LEAST_GAIN = 0.03
+_LEAST_GAIN = 0.01
 _UNSEEN = 0.5  # of the error allowed: what a fit may leave anywhere of the values that it sees
 _ROUNDING = 4.0  # units in the last place of the integral of |f|
 _TINY = torch.finfo(torch.float64).tiny
@@ -138,7 +138,8 @@ def quick_box(
         plain = torch.is_tensor(f) and f.shape == x.shape[:1] and not f.is_complex()
         if not plain or f.requires_grad:
             raise _Hard
-        return f.double() * volume
+        f = f.double()
+        return f if volume == 1 else f * volume
 
     rtol = (tolerance.rtol or 0.0) if tolerance.asked else DEFAULT_RTOL
     goal = Goal(rtol, tolerance.atol or 0.0, tolerance.max_evals or MAX_EVALS)

@@ -1,0 +1,101 @@
+r"""KL(p‖q) in closed form of discrete families.
+
+    Σ_k p_k ln(p_k/q_k) = Σ_k (p_k ln(p_k/q_k) − p_k + q_k)
+
+whose terms are never negative; where p_k = 0 only q_k is left of them, with its derivatives.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch import distributions as td
+
+from probcalc.divergence.formula import Formula
+from probcalc.divergence.remainders import mass_gap
+
+
+def relative_mass(log_p: Float[Tensor, "*k"], log_q: Float[Tensor, "*k"]) -> Float[Tensor, "*k"]:
+    """p ln(p/q) − p + q, from logarithms that may be −∞."""
+    p, q = log_p.exp(), log_q.exp()
+    alive = p > 0
+    ratio = torch.where(alive, log_q, 0.0) - torch.where(alive, log_p, 0.0)
+    return torch.where(alive, mass_gap(torch.where(alive, p, 1.0), ratio), q)
+
+
+def categorical(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Of log probabilities along the last axis."""
+    return relative_mass(log_p, log_q).sum(dim=-1)
+
+
+def bernoulli(log_p1: Tensor, log_p0: Tensor, log_q1: Tensor, log_q0: Tensor) -> Tensor:
+    """Of log probabilities of one and of zero."""
+    return relative_mass(log_p1, log_q1) + relative_mass(log_p0, log_q0)
+
+
+def poisson(r1: Tensor, r2: Tensor) -> Tensor:
+    """r₁ ln(r₁/r₂) − r₁ + r₂."""
+    return relative_mass(r1.log(), r2.log())
+
+
+def geometric(log_p1: Tensor, log_p0: Tensor, log_q1: Tensor, log_q0: Tensor) -> Tensor:
+    """Of numbers of failures: as many Bernoulli trials as are expected."""
+    return bernoulli(log_p1, log_p0, log_q1, log_q0) * (-log_p1).exp()
+
+
+def negative_binomial(
+    n1: Tensor, log_p1: Tensor, log_p0: Tensor, n2: Tensor, log_q1: Tensor, log_q0: Tensor
+) -> Tensor:
+    """Of one number of failures, n₁ = n₂."""
+    del n2
+    return bernoulli(log_p1, log_p0, log_q1, log_q0) * n1 * (-log_p0).exp()
+
+
+def binomial(
+    n1: Tensor, log_p1: Tensor, log_p0: Tensor, n2: Tensor, log_q1: Tensor, log_q0: Tensor
+) -> Tensor:
+    """Of one number of trials, n₁ = n₂."""
+    del n2
+    return torch.where(n1 == 0, 0.0, n1 * bernoulli(log_p1, log_p0, log_q1, log_q0))
+
+
+def log_both(d: Any) -> tuple[Tensor, Tensor]:
+    """Log probabilities of one and of zero, from the parameter that was given."""
+    if "probs" in vars(d):
+        p = d.probs.double()
+        return p.log(), torch.log1p(-p)
+    logits = d.logits.double()
+    return -torch.nn.functional.softplus(-logits), -torch.nn.functional.softplus(logits)
+
+
+def log_shares(d: Any) -> tuple[Tensor]:
+    """Log probabilities of the categories, normalised in double precision."""
+    d = getattr(d, "_categorical", d)
+    if "probs" in vars(d):
+        p = d.probs.double()
+        return ((p / p.sum(dim=-1, keepdim=True)).log(),)
+    return (torch.log_softmax(d.logits.double(), dim=-1),)
+
+
+def _same_count(p: Any, q: Any) -> bool:
+    return bool((p.total_count == q.total_count).all())
+
+
+def _counted(d: Any) -> tuple[Tensor, ...]:
+    return torch.as_tensor(d.total_count), *log_both(d)
+
+
+FORMULAS = {
+    (td.Bernoulli, td.Bernoulli): Formula(bernoulli, log_both),
+    (td.Categorical, td.Categorical): Formula(categorical, log_shares, events=1),
+    (td.OneHotCategorical, td.OneHotCategorical): Formula(categorical, log_shares, events=1),
+    (td.Poisson, td.Poisson): Formula(poisson, lambda d: (d.rate,)),
+    (td.Geometric, td.Geometric): Formula(geometric, log_both),
+    (td.Binomial, td.Binomial): Formula(binomial, _counted, applies=_same_count),
+    (td.NegativeBinomial, td.NegativeBinomial): Formula(
+        negative_binomial, _counted, applies=_same_count
+    ),
+}

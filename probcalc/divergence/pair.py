@@ -1,0 +1,128 @@
+"""Two distributions on one sample space, checked and of one batch shape."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from probcalc.distributions.coverage import covers
+from probcalc.distributions.rebuild import taken_apart
+from probcalc.distributions.special import readable
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Distributions p and q of one batch shape.
+
+    Args:
+        p: From which X is.
+        q: With which it is compared.
+        batch: Of both.
+        dtype: Of their parameters.
+    """
+
+    p: Distribution
+    q: Distribution
+    batch: tuple[int, ...]
+    dtype: torch.dtype
+
+    def chosen(self, keep: Bool[Tensor, "*batch"]) -> Pair:
+        """The elements where the mask is true, along one axis.
+
+        Raises:
+            NotImplementedError: If a family cannot be taken apart.
+        """
+        p, q = (_some(d, self.batch, keep) for d in (self.p, self.q))
+        return Pair(p, q, (int(keep.sum()),), self.dtype)
+
+    def uncovered(self) -> Bool[Tensor, "*batch"] | None:
+        """Where q has no mass though p has some; None where that cannot be told."""
+        try:
+            return ~covers(self.q, self.p).expand(self.batch)
+        except NotImplementedError:
+            return None
+
+
+def pair(p: Distribution, q: Distribution, *, name: str = "the divergence") -> Pair:
+    """Check two distributions and broadcast their batches.
+
+    Raises:
+        TypeError: If one is no distribution.
+        ValueError: If draws differ in shape, batches do not broadcast, devices differ, or a
+            parameter is outside its constraint.
+    """
+    for label, d in (("p", p), ("q", q)):
+        if not isinstance(d, Distribution):
+            raise TypeError(f"`{label}` must be a torch Distribution, got {type(d).__name__}.")
+    if p.event_shape != q.event_shape:
+        raise ValueError(
+            f"{name} needs draws of one shape, got events of shapes {tuple(p.event_shape)} for "
+            f"`p` and {tuple(q.event_shape)} for `q`."
+        )
+    try:
+        batch = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
+    except RuntimeError:
+        raise ValueError(
+            f"batches of shapes {tuple(p.batch_shape)} for `p` and {tuple(q.batch_shape)} for `q` "
+            "do not broadcast."
+        ) from None
+    tensors = [[*_parameters(d).items()] for d in (p, q)]
+    devices = {str(t.device) for named in tensors for _, t in named}
+    if len(devices) > 1:
+        raise ValueError(f"`p` and `q` must be on one device, got {sorted(devices)}.")
+    for label, d, named in zip("pq", (p, q), tensors, strict=True):
+        _refuse_outside(label, d, dict(named))
+    kinds = [t.dtype for named in tensors for _, t in named if t.is_floating_point()]
+    dtype = torch.float64 if torch.float64 in kinds else kinds[0] if kinds else torch.float64
+    expanded = (d if d.batch_shape == batch else d.expand(batch) for d in (p, q))
+    return Pair(*expanded, tuple(batch), dtype)
+
+
+def _parameters(d: Distribution) -> dict[str, Tensor]:
+    """Parameters that the distribution stores, those of its parts included."""
+    own = {n: vars(d)[n] for n in d.arg_constraints if torch.is_tensor(vars(d).get(n))}
+    for value in vars(d).values():
+        if isinstance(value, Distribution):
+            own |= _parameters(value)
+    return own or {n: v for n, v in vars(d).items() if torch.is_tensor(v)}
+
+
+def _refuse_outside(label: str, d: Distribution, named: dict[str, Tensor]) -> None:
+    for name, value in named.items():
+        constraint = d.arg_constraints.get(name)
+        known = isinstance(constraint, constraints.Constraint)
+        if not known or constraint.is_discrete or not value.numel() or not readable(value):
+            continue
+        if not _satisfied(constraint, value.detach()):
+            raise ValueError(
+                f"`{label}` is a {type(d).__name__} whose `{name}` must satisfy {constraint}, got "
+                f"values from {value.min().item():g} to {value.max().item():g}."
+            )
+
+
+def _satisfied(constraint: constraints.Constraint, value: Tensor) -> bool:
+    """In one pass over the numbers where that is enough; NaN satisfies nothing."""
+    if isinstance(constraint, constraints.greater_than):
+        return float(value.amin()) > constraint.lower_bound
+    if isinstance(constraint, constraints.greater_than_eq):
+        return float(value.amin()) >= constraint.lower_bound
+    if isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    if constraint is constraints.real:
+        return not math.isnan(float(value.amin()))
+    try:
+        return bool(constraint.check(value).all())
+    except (ValueError, NotImplementedError):  # depends on other parameters
+        return True
+
+
+def _some(d: Distribution, batch: tuple[int, ...], keep: Tensor) -> Distribution:
+    tensors, build = taken_apart(d)
+    flat = keep.reshape(-1)
+    axes = len(batch)
+    return build([t.reshape(-1, *t.shape[axes:])[flat] for t in tensors])

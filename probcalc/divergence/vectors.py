@@ -1,0 +1,117 @@
+r"""KL(p‖q) in closed form of vectors and matrices.
+
+Hotelling's and Wishart's families through Cholesky factors, L_q⁻¹ L_p = 1 + E, so that what is
+small is never a difference of what is large.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributions as td
+
+from probcalc.distributions.special import computed_where
+from probcalc.divergence.finite import categorical, log_shares
+from probcalc.divergence.formula import Formula
+from probcalc.divergence.line import dirichlet
+from probcalc.divergence.remainders import (
+    lgamma_gap,
+    near_gap,
+    ratio_gap,
+    scaled_gap,
+    trigamma_excess,
+)
+
+_NEAR = 0.25  # of the smaller argument
+
+
+def multivariate_normal(m1: Tensor, l1: Tensor, m2: Tensor, l2: Tensor) -> Tensor:
+    """Shapes, then places, both in the second's units."""
+    place = torch.linalg.solve_triangular(l2, (m1 - m2)[..., None], upper=False)
+    return 0.5 * (_shapes(l1, l2) + place.square().sum(dim=(-2, -1)))
+
+
+def _shapes(l1: Tensor, l2: Tensor) -> Tensor:
+    """Trace of Σ₂⁻¹ Σ₁ − 1 − ln det."""
+    apart = torch.linalg.solve_triangular(l2, l1 - l2, upper=False)
+    diagonal = apart.diagonal(dim1=-2, dim2=-1)
+    alone = torch.tril(apart, diagonal=-1).square().sum(dim=(-2, -1))
+    # d² + 2d − 2 ln(1 + d), for what the ratio of diagonals is above one
+    direct = l1.diagonal(dim1=-2, dim2=-1) / l2.diagonal(dim1=-2, dim2=-1)
+    close = diagonal.abs() < 0.5
+    above = torch.where(close, diagonal, 0.0)
+    small = above.square() + 2 * (above - torch.log1p(above)).clamp(min=0.0)
+    return torch.where(close, small, ratio_gap(direct.square())).sum(dim=-1) + alone
+
+
+def wishart(n1: Tensor, l1: Tensor, n2: Tensor, l2: Tensor) -> Tensor:
+    """What the means n V differ by, then what the degrees of freedom do.
+
+    From degrees of freedom and Cholesky factors of the scale matrices V.
+    """
+    half1, half2 = 0.5 * n1, 0.5 * n2
+    means = half2 * _shapes((n1 / n2).sqrt()[..., None, None] * l1, l2)
+    steps = 0.5 * torch.arange(l1.shape[-1], dtype=n1.dtype, device=n1.device)
+    return means + _degrees_gap(half1[..., None], half2[..., None], steps).sum(dim=-1)
+
+
+def _degrees_gap(a: Tensor, b: Tensor, steps: Tensor) -> Tensor:
+    """Of ln Γ(a − s) − a ln a + a."""
+    a, b, steps = torch.broadcast_tensors(a, b, steps)
+
+    def near(a: Tensor, b: Tensor, s: Tensor) -> Tensor:
+        return near_gap(a, b, lambda x: trigamma_excess(x - s) + s / (x * (x - s)))
+
+    apart = lgamma_gap(a - steps, b - steps) - scaled_gap(a, b)
+    close = (b - a).abs() <= _NEAR * torch.minimum(a - steps, b - steps)
+    return computed_where(close, near, apart.clamp(min=0.0), a, b, steps)
+
+
+def lkj(c1: Tensor, d1: Tensor, c2: Tensor, d2: Tensor) -> Tensor:
+    """Bregman divergence of the log normaliser; Lewandowski, Kurowicka & Joe (2009), (16)."""
+    del d2
+    d = int(d1.flatten()[0])
+    lows = 0.5 * torch.arange(d - 1, dtype=c1.dtype, device=c1.device)
+    parts = lgamma_gap(c1[..., None] + lows, c2[..., None] + lows).sum(dim=-1)
+    high = 0.5 * (d - 1)
+    return (parts - (d - 1) * lgamma_gap(c1 + high, c2 + high)).clamp(min=0.0)
+
+
+def multinomial(n1: Tensor, log_p: Tensor, n2: Tensor, log_q: Tensor) -> Tensor:
+    """As many categorical draws."""
+    del n2
+    return n1 * categorical(log_p, log_q)
+
+
+def as_normal(d: Any) -> tuple[Tensor, Tensor]:
+    """Mean and Cholesky factor."""
+    if isinstance(d, td.LowRankMultivariateNormal):
+        return d.loc, torch.linalg.cholesky(d.covariance_matrix.double())
+    return d.loc, d.scale_tril
+
+
+def _same_count(p: Any, q: Any) -> bool:
+    return p.total_count == q.total_count
+
+
+_NORMALS = (td.MultivariateNormal, td.LowRankMultivariateNormal)
+FORMULAS = {
+    **{
+        (a, b): Formula(multivariate_normal, as_normal, events=2)
+        for a in _NORMALS
+        for b in _NORMALS
+    },
+    (td.Dirichlet, td.Dirichlet): Formula(dirichlet, lambda d: (d.concentration,), events=1),
+    (td.Wishart, td.Wishart): Formula(wishart, lambda d: (d.df, d.scale_tril), events=2),
+    (td.LKJCholesky, td.LKJCholesky): Formula(
+        lkj, lambda d: (d.concentration, torch.tensor(d.dim)), events=2
+    ),
+    (td.Multinomial, td.Multinomial): Formula(
+        multinomial,
+        lambda d: (torch.tensor(d.total_count), *log_shares(d)),
+        events=1,
+        applies=_same_count,
+    ),
+}
