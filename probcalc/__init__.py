@@ -52,6 +52,7 @@ _HOME = {
     "Posterior": "probcalc.inference.posterior",
     "load_posterior": "probcalc.inference.posterior",
     "SampleAverage": "probcalc.inference.fit",
+    "kl": "probcalc.divergence.kl",
     "fit": "probcalc.inference.fit",
     "laplace": "probcalc.inference.laplace",
     "maximum_a_posteriori": "probcalc.inference.maximum_likelihood",

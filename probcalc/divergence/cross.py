@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch import distributions as td
 
@@ -42,7 +41,7 @@ class Moments:
     power: Callable[[Tensor | float], Tensor]
 
 
-def cross_terms(p: td.Distribution, q: td.Distribution) -> list[Float[Tensor, "..."]] | None:
+def cross_terms(p: td.Distribution, q: td.Distribution) -> list[Tensor] | None:
     """Terms whose sum is KL(p‖q), given that q covers p; None where they are not known."""
     p, q = in_double(p), in_double(q)
     if isinstance(q, td.Normal):

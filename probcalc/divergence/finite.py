@@ -19,7 +19,7 @@ from probcalc.divergence.remainders import mass_gap
 
 
 def relative_mass(log_p: Float[Tensor, "*k"], log_q: Float[Tensor, "*k"]) -> Float[Tensor, "*k"]:
-    """p ln(p/q) − p + q, from logarithms that may be −∞."""
+    """The values p ln(p/q) − p + q, from logarithms that may be −∞."""
     p, q = log_p.exp(), log_q.exp()
     alive = p > 0
     ratio = torch.where(alive, log_q, 0.0) - torch.where(alive, log_p, 0.0)

@@ -32,7 +32,6 @@ from probcalc.divergence.tails import proved_infinite
 from probcalc.integration.choose import ExpectationMethod
 from probcalc.integration.expect import expect
 from probcalc.result import Estimate
-from probcalc.status import Status
 
 FORMULAS: dict[tuple[type, type], Formula] = {
     **line.FORMULAS,
@@ -96,9 +95,10 @@ def kl(
 def _found(posed: Pair, ask: dict[str, Any]) -> Estimate:
     """In float64."""
     if ask["method"] is None:
-        known = _by_formula(posed) or _by_parts(posed, ask)
-        if known is not None:
-            return known
+        for known in (_by_formula, partial(_by_parts, ask=ask)):
+            found = known(posed)
+            if found is not None:
+                return found
     infinite, reason = _infinite(posed)
     if infinite is None or not bool(infinite.any()):
         return _finite(posed, ask)

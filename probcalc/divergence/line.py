@@ -15,16 +15,15 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
+from probcalc.distributions.special import computed_where
 from probcalc.divergence.formula import Formula
 from probcalc.divergence.remainders import (
     exp_gap,
     lgamma_gap,
     near_gap,
     ratio_gap,
-    scaled_gap,
     shape_gap,
 )
-from probcalc.distributions.special import computed_where
 
 _NEAR_CIRCLE, _NEAR_LOGIT = 0.1, 0.5
 
