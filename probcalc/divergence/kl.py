@@ -21,16 +21,13 @@ from torch.distributions import Distribution
 
 from probcalc.distributions.families import is_point_mass
 from probcalc.distributions.log_density import log_density
-from probcalc.distributions.quantile import quantile
-from probcalc.distributions.rebuild import in_double, taken_apart
-from probcalc.distributions.support import support_of
 from probcalc.divergence import finite, line, vectors
 from probcalc.divergence.cross import cross_terms
 from probcalc.divergence.formula import Formula
 from probcalc.divergence.pair import Pair, pair
+from probcalc.divergence.ratio import UNCOVERED, log_ratio_mean, with_infinite
 from probcalc.divergence.tails import proved_infinite
 from probcalc.integration.choose import ExpectationMethod
-from probcalc.integration.expect import expect
 from probcalc.result import Estimate
 
 FORMULAS: dict[tuple[type, type], Formula] = {
@@ -39,9 +36,7 @@ FORMULAS: dict[tuple[type, type], Formula] = {
     **vectors.FORMULAS,
 }
 _ROUNDING = 64 * torch.finfo(torch.float64).eps
-_UNCOVERED = "q has no mass where p has some"
 _HEAVY = "q falls off too fast for the tails of p"
-_LEVELS = (1e-9, 1e-3, 0.3)
 
 
 def kl(
@@ -87,9 +82,8 @@ def kl(
         "confidence": confidence,
         "generator": generator,
     }
-    posed = pair(p, q)
-    found = _found(posed, ask)
-    return found if found.value.dtype == posed.dtype else _in(found, posed.dtype)
+    posed = pair(p, q, name="the KL divergence")
+    return posed.in_its_precision(_found(posed, ask))
 
 
 def _found(posed: Pair, ask: dict[str, Any]) -> Estimate:
@@ -100,12 +94,7 @@ def _found(posed: Pair, ask: dict[str, Any]) -> Estimate:
             if found is not None:
                 return found
     infinite, reason = _infinite(posed)
-    if infinite is None or not bool(infinite.any()):
-        return _finite(posed, ask)
-    if bool(infinite.all()):
-        value = torch.full(posed.batch, math.inf, dtype=torch.float64, device=infinite.device)
-        return Estimate.exact(value, method="proof", diagnostics={"reason": reason})
-    return _joined(infinite, _finite(posed.chosen(~infinite), ask), reason)
+    return with_infinite(posed, infinite, reason, partial(_finite, ask=ask))
 
 
 def _finite(posed: Pair, ask: dict[str, Any]) -> Estimate:
@@ -115,8 +104,11 @@ def _finite(posed: Pair, ask: dict[str, Any]) -> Estimate:
         if terms is not None:
             terms = [t.expand(posed.batch) for t in terms]
             value, size = sum(terms), sum(t.detach().abs() for t in terms)
-            return _exact(value.clamp(min=0.0), _ROUNDING * size, posed)
-    return _expected(posed, ask)
+            return _exact(value.clamp(min=0.0), _ROUNDING * size)
+    found = log_ratio_mean(posed, lambda v: v, ask)
+    # never negative, whatever noise says: what is cut off the value goes off its bar
+    value, cut = found.value.clamp(min=0.0), (-found.value.detach()).clamp(min=0.0)
+    return replace(found, value=value, error=(found.error - cut).clamp(min=0.0))
 
 
 def _by_formula(posed: Pair) -> Estimate | None:
@@ -128,15 +120,13 @@ def _by_formula(posed: Pair) -> Estimate | None:
                 return None
             value = formula.kl(p, q)
             size = value.detach()
-            return _exact(value, size.sqrt().add_(size).mul_(_ROUNDING), posed)
+            return _exact(value, size.sqrt().add_(size).mul_(_ROUNDING))
     return None
 
 
-def _exact(value: Tensor, error: Tensor, posed: Pair) -> Estimate:
+def _exact(value: Tensor, error: Tensor) -> Estimate:
     """In closed form; infinite where q has no mass, or no tail, for p."""
-    del posed
-    where = value.detach()
-    error = torch.where(where.isfinite(), error, 0.0)
+    error = error.masked_fill_(error.isinf(), 0.0)
     return Estimate(value, error, method="closed form")
 
 
@@ -188,88 +178,6 @@ def _infinite(posed: Pair) -> tuple[Tensor | None, str]:
     uncovered = posed.uncovered()
     heavy = proved_infinite(posed.p, posed.q)
     if heavy is None or uncovered is None:
-        return uncovered if heavy is None else heavy, _UNCOVERED if heavy is None else _HEAVY
-    reason = _UNCOVERED if bool(uncovered.any()) else _HEAVY
+        return (uncovered, UNCOVERED) if heavy is None else (heavy, _HEAVY)
+    reason = UNCOVERED if bool(uncovered.any()) else _HEAVY
     return uncovered | heavy, reason
-
-
-def _joined(infinite: Tensor, rest: Estimate, reason: str) -> Estimate:
-    """Elements that are infinite, and the others."""
-
-    def placed(t: Tensor, other: float) -> Tensor:
-        full = torch.full(infinite.shape, other, dtype=t.dtype, device=t.device)
-        return full.masked_scatter(~infinite, t)
-
-    one = torch.ones_like(rest.error)
-    return replace(
-        rest,
-        value=placed(rest.value, math.inf),
-        error=placed(rest.error, 0.0),
-        std_error=None if rest.std_error is None else placed(rest.std_error, 0.0),
-        status=placed(rest.status * one.long(), 0),
-        num_evals=placed(rest.num_evals * one.long(), 0),
-        diagnostics={**rest.diagnostics, "infinite": reason},
-    )
-
-
-def _expected(posed: Pair, ask: dict[str, Any]) -> Estimate:
-    """The expectation of ln p − ln q."""
-    p, q = in_double(posed.p), in_double(posed.q)
-    try:
-        tensors, build_p = taken_apart(p)
-        others, build_q = taken_apart(q)
-        fn = partial(_built_ratio, build_p, build_q, len(tensors))
-        args = (*tensors, *others) if posed.batch else ()
-        fn = fn if posed.batch else lambda x: _log_ratio(p, q, x)
-    except NotImplementedError:
-        fn, args = partial(_log_ratio, p, q), ()
-    found = expect(fn, p, args=args, breaks=_breaks(p, q), **ask)
-    value, bar = found.value, found.error
-    touched = value.clamp(min=0.0)  # it is never negative, whatever noise says
-    bar = torch.where(value.detach() < 0, bar + value.detach(), bar).clamp(min=0.0)
-    return replace(found, value=touched, error=torch.where(found.error.isinf(), math.inf, bar))
-
-
-def _built_ratio(build_p: Any, build_q: Any, first: int, x: Tensor, *tensors: Tensor) -> Tensor:
-    return _log_ratio(build_p(tensors[:first]), build_q(tensors[first:]), x)
-
-
-def _log_ratio(p: Distribution, q: Distribution, x: Tensor) -> Tensor:
-    log_p, log_q = log_density(p, x), log_density(q, x)
-    alive = log_p > -math.inf
-    return torch.where(alive, log_p, 0.0) - torch.where(alive, log_q, 0.0)
-
-
-def _breaks(p: Distribution, q: Distribution) -> Tensor | None:
-    """Where q changes, of distributions on the line with densities."""
-    if p.event_shape or support_of(p).discrete:
-        return None
-    part = q.component_distribution if isinstance(q, td.MixtureSameFamily) else q
-    levels = torch.tensor(_LEVELS, dtype=torch.float64, device=support_of(p).lower.device)
-    levels = levels.reshape([-1, *[1] * len(part.batch_shape)])
-    try:
-        with torch.no_grad():
-            x = torch.cat(
-                [
-                    quantile(part, levels),
-                    quantile(part, torch.full_like(levels[:1], 0.5)),
-                    quantile(part, levels, upper=True),
-                ]
-            )
-    except NotImplementedError:
-        return None
-    x = x.movedim(0, -1)
-    return x.flatten(-2) if part is not q else x
-
-
-def _in(found: Estimate, dtype: torch.dtype) -> Estimate:
-    """In the parameters' precision, whose rounding the bar takes in."""
-    rounding = torch.finfo(dtype).eps * found.value.detach().abs()
-    rounding = torch.where(rounding.isfinite(), rounding, 0.0)
-    std_error = found.std_error
-    return replace(
-        found,
-        value=found.value.to(dtype),
-        error=(found.error + rounding).to(dtype),
-        std_error=None if std_error is None else std_error.to(dtype),
-    )

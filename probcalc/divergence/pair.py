@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool
@@ -13,6 +13,7 @@ from torch.distributions import Distribution, constraints
 from probcalc.distributions.coverage import covers
 from probcalc.distributions.rebuild import taken_apart
 from probcalc.distributions.special import readable
+from probcalc.result import Estimate
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,16 @@ class Pair:
         """
         p, q = (_some(d, self.batch, keep) for d in (self.p, self.q))
         return Pair(p, q, (int(keep.sum()),), self.dtype)
+
+    def in_its_precision(self, found: Estimate) -> Estimate:
+        """A result in that of the parameters, whose rounding its bar takes in."""
+        if found.value.dtype == self.dtype:
+            return found
+        rounding = torch.finfo(self.dtype).eps * found.value.detach().abs()
+        error = found.error + rounding.nan_to_num(0.0, 0.0)
+        std_error = None if found.std_error is None else found.std_error.to(self.dtype)
+        value = found.value.to(self.dtype)
+        return replace(found, value=value, error=error.to(self.dtype), std_error=std_error)
 
     def uncovered(self) -> Bool[Tensor, "*batch"] | None:
         """Where q has no mass though p has some; None where that cannot be told."""
@@ -108,9 +119,9 @@ def _refuse_outside(label: str, d: Distribution, named: dict[str, Tensor]) -> No
 def _satisfied(constraint: constraints.Constraint, value: Tensor) -> bool:
     """In one pass over the numbers where that is enough; NaN satisfies nothing."""
     if isinstance(constraint, constraints.greater_than):
-        return float(value.amin()) > constraint.lower_bound
+        return bool(value.amin() > constraint.lower_bound)
     if isinstance(constraint, constraints.greater_than_eq):
-        return float(value.amin()) >= constraint.lower_bound
+        return bool(value.amin() >= constraint.lower_bound)
     if isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     if constraint is constraints.real:
