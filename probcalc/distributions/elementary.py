@@ -174,6 +174,27 @@ def _kumaraswamy_level(d: Any, p: Tensor, upper: bool) -> Tensor:
     return (-torch.expm1(-_exponential_level(p, upper) / b)) ** (1 / a)
 
 
+def _generalized_pareto_tail(d: Any, x: Tensor, upper: bool) -> Tensor:
+    """As an exponential one of ln(1 + ξ z)/ξ."""
+    z = (x - d.loc.double()) / d.scale.double()
+    return _exponential_tail(generalized_pareto_hazard(z, d.concentration.double()), upper)
+
+
+def generalized_pareto_hazard(z: Tensor, shape: Tensor) -> Tensor:
+    """ln(1 + ξ z)/ξ, which is z where ξ is zero."""
+    curved = shape != 0
+    safe = torch.where(curved, shape, 1.0)
+    return torch.where(curved, torch.log1p(safe * z) / safe, z)
+
+
+def _generalized_pareto_level(d: Any, p: Tensor, upper: bool) -> Tensor:
+    shape, hazard = d.concentration.double(), _exponential_level(p, upper)
+    curved = shape != 0
+    safe = torch.where(curved, shape, 1.0)
+    z = torch.where(curved, torch.expm1(safe * hazard) / safe, hazard)
+    return d.loc.double() + d.scale.double() * z
+
+
 NORMAL = located(normal_tail, normal_level)
 LAPLACE = located(_laplace_tail, _laplace_level)
 CAUCHY = located(_cauchy_tail, _cauchy_level)
@@ -191,4 +212,5 @@ PARETO = Law(
     _pareto_tail,
     lambda d, p, upper: d.scale.double() * (_exponential_level(p, upper) / d.alpha.double()).exp(),
 )
+GENERALIZED_PARETO = Law(_generalized_pareto_tail, _generalized_pareto_level)
 KUMARASWAMY = Law(_kumaraswamy_tail, _kumaraswamy_level)

@@ -104,6 +104,7 @@ LAWS: dict[type[td.Distribution], Law] = {
     td.Gumbel: elementary.GUMBEL,
     td.Uniform: elementary.UNIFORM,
     td.Pareto: elementary.PARETO,
+    td.GeneralizedPareto: elementary.GENERALIZED_PARETO,
 }
 COUNTS: dict[type[td.Distribution], Any] = {
     td.Poisson: counts.poisson_tail,

@@ -1,23 +1,72 @@
-"""Log densities, where torch's own lose digits."""
+"""Log densities, where torch's own lose digits or fail."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
-from torch.distributions import Distribution, VonMises
+from torch.distributions import (
+    Distribution,
+    GeneralizedPareto,
+    InverseGamma,
+    Kumaraswamy,
+    VonMises,
+)
+
+from probcalc.distributions.elementary import generalized_pareto_hazard
 
 
-def log_density(dist: Distribution, x: Float[Tensor, "*x"]) -> Float[Tensor, "*out"]:
-    """Log density or mass at x, as `dist.log_prob` but where that loses digits.
+def log_density(dist: Distribution, x: Real[Tensor, "*x"]) -> Float[Tensor, "*out"]:
+    """Log density or mass at x, as `dist.log_prob` but where that loses digits or fails.
 
-    Von Mises: torch approximates the Bessel function to about eight digits.
+    Von Mises: torch approximates the Bessel function to about eight digits. Kumaraswamy: it loses
+    1 − x^a where x is near one. Generalised Pareto: it fails in double precision. Inverse gamma:
+    it has no value at zero.
     """
-    if isinstance(dist, VonMises):
-        # κ (cos(x − μ) − 1) − log 2π − log(e^−κ I_0(κ))
-        half = torch.sin(0.5 * (x - dist.loc))
-        bessel = torch.special.i0e(dist.concentration)
-        return -2 * dist.concentration * half.square() - math.log(2 * math.pi) - bessel.log()
+    for family, own in _OWN.items():
+        if isinstance(dist, family):
+            return own(dist, x)
     return dist.log_prob(x)
+
+
+def _von_mises(d: Any, x: Tensor) -> Tensor:
+    # κ (cos(x − μ) − 1) − log 2π − log(e^−κ I_0(κ))
+    half = torch.sin(0.5 * (x - d.loc))
+    bessel = torch.special.i0e(d.concentration)
+    return -2 * d.concentration * half.square() - math.log(2 * math.pi) - bessel.log()
+
+
+def _kumaraswamy(d: Any, x: Tensor) -> Tensor:
+    a, b = d.concentration1, d.concentration0
+    below, inside = x.log(), (x > 0) & (x < 1)
+    safe = torch.where(inside, below, -1.0)
+    rest = (-torch.expm1(a * safe)).log()
+    density = a.log() + b.log() + (a - 1) * safe + (b - 1) * rest
+    return torch.where(inside, density, -math.inf)
+
+
+def _inverse_gamma(d: Any, x: Tensor) -> Tensor:
+    a, b = d.concentration, d.rate
+    inside = (x > 0) & (x < math.inf)
+    safe = torch.where(inside, x, 1.0)
+    density = a * b.log() - torch.lgamma(a) - (a + 1) * safe.log() - b / safe
+    return torch.where(inside, density, -math.inf)
+
+
+def _generalized_pareto(d: Any, x: Tensor) -> Tensor:
+    z, shape = (x - d.loc) / d.scale, d.concentration
+    inside = (z >= 0) & (1 + shape * z > 0)
+    hazard = generalized_pareto_hazard(torch.where(inside, z, 0.0), shape)
+    return torch.where(inside, -d.scale.log() - (1 + shape) * hazard, -math.inf)
+
+
+_OWN: dict[type[Distribution], Callable[[Any, Tensor], Tensor]] = {
+    VonMises: _von_mises,
+    Kumaraswamy: _kumaraswamy,
+    GeneralizedPareto: _generalized_pareto,
+    InverseGamma: _inverse_gamma,
+}

@@ -19,7 +19,7 @@ from torch.distributions import Distribution
 
 from probcalc.divergence.kl import kl
 from probcalc.divergence.pair import pair
-from probcalc.divergence.ratio import UNCOVERED, mean_of_both, with_infinite
+from probcalc.divergence.ratio import UNCOVERED, mean_of_both, with_known
 from probcalc.result import Estimate
 
 _LOG_2 = math.log(2)
@@ -104,6 +104,6 @@ def chi_squared(p: Distribution, q: Distribution, **ask: Any) -> Estimate:
         return torch.where(v > _LARGE, v.exp() - 3.0, near)
 
     posed = pair(p, q, name="the chi-squared divergence")
-    return with_infinite(
-        posed, posed.uncovered(), UNCOVERED, lambda some: mean_of_both(some, h, ask)
+    return with_known(
+        posed, posed.uncovered(), math.inf, UNCOVERED, lambda some: mean_of_both(some, h, ask)
     )

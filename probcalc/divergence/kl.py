@@ -25,7 +25,7 @@ from probcalc.divergence import finite, line, vectors
 from probcalc.divergence.cross import cross_terms
 from probcalc.divergence.formula import Formula
 from probcalc.divergence.pair import Pair, pair
-from probcalc.divergence.ratio import UNCOVERED, log_ratio_mean, with_infinite
+from probcalc.divergence.ratio import UNCOVERED, log_ratio_mean, with_known
 from probcalc.divergence.tails import proved_infinite
 from probcalc.integration.choose import ExpectationMethod
 from probcalc.result import Estimate
@@ -93,8 +93,13 @@ def _found(posed: Pair, ask: dict[str, Any]) -> Estimate:
             found = known(posed)
             if found is not None:
                 return found
+    different = partial(_different, ask=ask)
+    return with_known(posed, posed.alike(), 0.0, "p and q are one distribution", different)
+
+
+def _different(posed: Pair, ask: dict[str, Any]) -> Estimate:
     infinite, reason = _infinite(posed)
-    return with_infinite(posed, infinite, reason, partial(_finite, ask=ask))
+    return with_known(posed, infinite, math.inf, reason, partial(_finite, ask=ask))
 
 
 def _finite(posed: Pair, ask: dict[str, Any]) -> Estimate:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, TransformedDistribution, constraints
 
 from probcalc.distributions.coverage import covers
 from probcalc.distributions.rebuild import taken_apart
 from probcalc.distributions.special import readable
+from probcalc.distributions.support import device_of
 from probcalc.result import Estimate
 
 
@@ -50,6 +51,17 @@ class Pair:
         std_error = None if found.std_error is None else found.std_error.to(self.dtype)
         value = found.value.to(self.dtype)
         return replace(found, value=value, error=error.to(self.dtype), std_error=std_error)
+
+    def alike(self) -> Bool[Tensor, "*batch"]:
+        """Where p and q are one distribution: of one family, with the same parameters."""
+        parameters = _alike(self.p, self.q)
+        if not parameters:
+            return torch.zeros(self.batch, dtype=torch.bool, device=device_of(self.p))
+        axes = len(self.batch)
+        same = [
+            (a == b).flatten(axes).all(dim=-1) if a.ndim > axes else a == b for a, b in parameters
+        ]
+        return torch.stack([s.expand(self.batch) for s in same]).all(dim=0)
 
     def uncovered(self) -> Bool[Tensor, "*batch"] | None:
         """Where q has no mass though p has some; None where that cannot be told."""
@@ -118,10 +130,11 @@ def _refuse_outside(label: str, d: Distribution, named: dict[str, Tensor]) -> No
 
 def _satisfied(constraint: constraints.Constraint, value: Tensor) -> bool:
     """In one pass over the numbers where that is enough; NaN satisfies nothing."""
-    if isinstance(constraint, constraints.greater_than):
-        return bool(value.amin() > constraint.lower_bound)
-    if isinstance(constraint, constraints.greater_than_eq):
-        return bool(value.amin() >= constraint.lower_bound)
+    bound = getattr(constraint, "lower_bound", None)
+    if isinstance(constraint, constraints.greater_than) and isinstance(bound, (int, float)):
+        return bool(value.amin() > bound)
+    if isinstance(constraint, constraints.greater_than_eq) and isinstance(bound, (int, float)):
+        return bool(value.amin() >= bound)
     if isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     if constraint is constraints.real:
@@ -130,6 +143,26 @@ def _satisfied(constraint: constraints.Constraint, value: Tensor) -> bool:
         return bool(constraint.check(value).all())
     except (ValueError, NotImplementedError):  # depends on other parameters
         return True
+
+
+def _alike(p: Distribution, q: Distribution) -> list[tuple[Tensor, Tensor]]:
+    """Parameters in pairs, where the families are the same in all their parts; else none."""
+    if type(p) is not type(q):
+        return []
+    if type(p) is TransformedDistribution and p.transforms != q.transforms:
+        return []
+    parts = [v for v in vars(p).values() if isinstance(v, Distribution)]
+    others = [v for v in vars(q).values() if isinstance(v, Distribution)]
+    if len(parts) != len(others) or any(
+        type(a) is not type(b) for a, b in zip(parts, others, strict=True)
+    ):
+        return []
+    try:
+        pairs = list(zip(taken_apart(p)[0], taken_apart(q)[0], strict=True))
+    except (NotImplementedError, ValueError):
+        return []
+    fits = all(a.shape == b.shape for a, b in pairs)
+    return pairs if fits else []
 
 
 def _some(d: Distribution, batch: tuple[int, ...], keep: Tensor) -> Distribution:

@@ -89,34 +89,34 @@ def mean_of_both(
     )
 
 
-def with_infinite(
+def with_known(
     posed: Pair,
-    infinite: Bool[Tensor, "*batch"] | None,
+    known: Bool[Tensor, "*batch"] | None,
+    value: float,
     reason: str,
     solve: Callable[[Pair], Estimate],
 ) -> Estimate:
-    """What is proved to be infinite, and the rest solved for."""
-    if infinite is None or not bool(infinite.any()):
+    """What is proved to have some value, and the rest solved for."""
+    if known is None or not bool(known.any()):
         return solve(posed)
-    if bool(infinite.all()):
-        value = torch.full(posed.batch, math.inf, dtype=posed.dtype, device=infinite.device)
-        return Estimate.exact(value, method="proof", diagnostics={"reason": reason})
-    rest = solve(posed.chosen(~infinite))
+    if bool(known.all()):
+        every = torch.full(posed.batch, value, dtype=posed.dtype, device=known.device)
+        return Estimate.exact(every, method="proof", diagnostics={"reason": reason})
+    rest = solve(posed.chosen(~known))
 
-    def placed(t: Tensor, other: float) -> Tensor:
-        full = torch.full(infinite.shape, other, dtype=t.dtype, device=t.device)
-        return full.masked_scatter(~infinite, t.expand(rest.value.shape))
+    def placed(t: Tensor | int, other: float | int) -> Tensor:
+        t = torch.as_tensor(t, device=known.device)
+        full = torch.full(known.shape, other, dtype=t.dtype, device=t.device)
+        return full.masked_scatter(~known, t.expand(rest.value.shape))
 
-    count = torch.as_tensor(rest.num_evals, device=infinite.device)
-    status = torch.as_tensor(rest.status, device=infinite.device)
     return replace(
         rest,
-        value=placed(rest.value, math.inf),
+        value=placed(rest.value, value),
         error=placed(rest.error, 0.0),
         std_error=None if rest.std_error is None else placed(rest.std_error, 0.0),
-        status=placed(status, 0),
-        num_evals=placed(count, 0),
-        diagnostics={**rest.diagnostics, "infinite": reason},
+        status=placed(rest.status, 0),
+        num_evals=placed(rest.num_evals, 0),
+        diagnostics={**rest.diagnostics, "proved": f"{value} where {reason}"},
     )
 
 

@@ -19,7 +19,7 @@ from torch.distributions import Distribution
 from probcalc.distributions.rebuild import in_double, taken_apart
 from probcalc.divergence.kl import kl
 from probcalc.divergence.pair import Pair, pair
-from probcalc.divergence.ratio import UNCOVERED, log_ratio, with_infinite
+from probcalc.divergence.ratio import UNCOVERED, log_ratio, with_known
 from probcalc.integration.log_expect import log_expect
 from probcalc.result import Estimate
 
@@ -47,7 +47,7 @@ def renyi(p: Distribution, q: Distribution, alpha: float, **ask: Any) -> Estimat
     posed = pair(p, q, name="Rényi's divergence")
     infinite = posed.uncovered() if alpha > 1 else None
     solve = lambda some: _renyi(some, alpha, ask)  # noqa: E731
-    return posed.in_its_precision(with_infinite(posed, infinite, UNCOVERED, solve))
+    return posed.in_its_precision(with_known(posed, infinite, math.inf, UNCOVERED, solve))
 
 
 def _renyi(posed: Pair, alpha: float, ask: dict[str, Any]) -> Estimate:

@@ -18,8 +18,9 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch import distributions as td
 
+from probcalc.distributions.families import is_standard_logistic
 from probcalc.distributions.rebuild import in_double
-from probcalc.distributions.support import support_of
+from probcalc.distributions.support import device_of, support_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +77,15 @@ def _masses(d: td.Distribution) -> Sides | None:
         parts = _masses(d.component_distribution)
         alive = d.mixture_distribution.probs > 0
         return None if parts is None else tuple(_least(side, alive) for side in parts)
+    logistic = _logistic_scale(d)
+    if logistic is not None:
+        return _both(Mass(rate=1 / logistic))
     known = next((_MASSES[f] for f in type(d).__mro__ if f in _MASSES), None)
     return None if known is None else known(d)
 
 
-def _least(side: Mass, alive: Tensor) -> Mass:
-    """Of components, along the last axis."""
+def _least(side: Any, alive: Tensor) -> Any:
+    """Of components, along the last axis: the heaviest tail is the mixture's."""
     least = {
         name: torch.where(alive, torch.as_tensor(value, dtype=torch.float64), math.inf).amin(-1)
         for name, value in vars(side).items()
@@ -90,8 +94,26 @@ def _least(side: Mass, alive: Tensor) -> Mass:
 
 
 def _costs(d: td.Distribution) -> Sides | None:
+    if isinstance(d, td.MixtureSameFamily):
+        parts = _costs(d.component_distribution)
+        alive = d.mixture_distribution.probs > 0
+        return None if parts is None else tuple(_least(side, alive) for side in parts)
+    if _logistic_scale(d) is not None:
+        return _both(Cost(power=1.0))
     known = next((_COSTS[f] for f in type(d).__mro__ if f in _COSTS), None)
     return None if known is None else known(d)
+
+
+def _logistic_scale(d: td.Distribution) -> Tensor | None:
+    """Of torch's recipe for a logistic variable, moved and scaled; None of anything else."""
+    if type(d) is not td.TransformedDistribution or not is_standard_logistic(d):
+        return None
+    scale = torch.ones(d.batch_shape, dtype=torch.float64, device=device_of(d))
+    for transform in d.transforms[1:]:
+        if not isinstance(transform, td.AffineTransform):
+            return None
+        scale = scale * torch.as_tensor(transform.scale).abs()
+    return scale
 
 
 def _both(side: Any) -> Sides:
@@ -119,6 +141,17 @@ _MASSES: dict[type, Callable[[Any], Sides]] = {
     td.Weibull: lambda d: _right(Mass(rate=_weibull_rate(d), near=d.concentration)),
     td.Pareto: lambda d: _right(Mass(power=d.alpha, rate=_NO_RATE)),
     td.FisherSnedecor: lambda d: _right(Mass(power=0.5 * d.df2, rate=_NO_RATE, near=0.5 * d.df1)),
+    td.GeneralizedPareto: lambda d: (
+        Mass(near=torch.where(d.loc < 0, 1.0, math.inf)),
+        Mass(
+            power=torch.where(d.concentration > 0, 1 / d.concentration, math.inf),
+            rate=torch.where(d.concentration > 0, 0.0, math.inf),
+            near=torch.where(d.loc <= 0, 1.0, math.inf),
+        ),
+    ),
+    td.ContinuousBernoulli: lambda d: _right(Mass(near=1.0)),
+    td.RelaxedBernoulli: lambda d: _right(Mass(near=d.temperature)),
+    td.VonMises: lambda d: _both(Mass(near=1.0)),
     td.Beta: lambda d: _right(Mass(near=d.concentration1)),
     td.Kumaraswamy: lambda d: _right(Mass(near=d.concentration1)),
     td.Uniform: lambda d: (

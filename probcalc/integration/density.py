@@ -48,8 +48,10 @@ def as_integral(posed: Expectation, *, over_logarithm: bool = False) -> Problem:
     ends = (support.lower, support.upper)
     lower, upper = (t.double().expand(posed.batch).reshape(b) for t in ends)
     with torch.no_grad():
-        breaks = _breaks(posed, dist).reshape(b, -1)
-        steep = over_logarithm and _steep(breaks, lower)
+        own, given = _breaks(posed, dist)
+        steep = over_logarithm and _steep(own.reshape(b, -1), lower)
+        breaks = torch.cat([own, given], dim=-1).reshape(b, -1)
+        breaks = breaks.clamp(lower[:, None], upper[:, None])
         breaks = breaks.log() if steep else _off_the_ends(breaks, lower, upper)
     if steep:
         lower, upper = torch.full_like(lower, _LEAST), upper.log()
@@ -101,14 +103,19 @@ def _product(
     return posed.weighted(values, log_p, shift)
 
 
-def _breaks(posed: Expectation, dist: Distribution) -> Float[Tensor, " *batch s"]:
-    cuts = [_quantiles(dist, _LEVELS)]
+def _breaks(
+    posed: Expectation, dist: Distribution
+) -> tuple[Float[Tensor, " *batch s"], Float[Tensor, " *batch r"]]:
+    """Quantiles, and what else there is: those of components, and what was given."""
+    own, others = _quantiles(dist, _LEVELS), []
     if isinstance(dist, MixtureSameFamily):
         parts = _quantiles(dist.component_distribution, _LEVELS_OF_COMPONENTS)
-        cuts.append(parts.flatten(-2))
+        others.append(parts.flatten(-2))
     if posed.breaks is not None:
-        cuts.append(posed.breaks)
-    return torch.cat([c.expand(*posed.batch, c.shape[-1]) for c in cuts], dim=-1)
+        others.append(posed.breaks)
+    others = others or [own[..., :0]]
+    wide = [c.expand(*posed.batch, c.shape[-1]) for c in (own, *others)]
+    return wide[0], torch.cat(wide[1:], dim=-1)
 
 
 def _off_the_ends(

@@ -123,6 +123,8 @@ def expectation(
     like = sample_like(dist)
     device = common_device({"dist": like}, args)
     points = None if breaks is None else as_double(breaks, device)
+    if points is not None and bool(points.isnan().any()):
+        raise ValueError(f"`breaks` must not be NaN, got {breaks!r}.")
     precision = like.dtype if like.is_floating_point() else torch.get_default_dtype()
     return Expectation(fn, args, dist, points, dtype or precision)
 

@@ -120,6 +120,19 @@ def test_a_gradient_through_where_is_finite():
     assert torch.autograd.grad(value, mean)[0].isfinite()
 
 
+@pytest.mark.parametrize("places", [[-6.0], [-6.0, -3.0, -0.3], [-1.0, 2.0, 1e6, INF], []])
+def test_breaks_beyond_the_support_change_nothing(places: list[float]):
+    """All of a heavy tail is there: x² of a density that falls as x⁻⁶."""
+    heavy = td.GeneralizedPareto(number(0.0), number(1.0), number(0.2))
+    found = expect(lambda x: x * x, heavy, breaks=places)
+    assert float(found.value) == pytest.approx(25 / 6, rel=1e-8)
+
+
+def test_breaks_are_numbers():
+    with pytest.raises(ValueError, match="`breaks` must not be NaN"):
+        expect(lambda x: x, td.Normal(0.0, 1.0), breaks=[math.nan])
+
+
 def test_declared_functions_need_no_integration():
     dist = td.Gamma(number(2.0, 3.0), number(1.0))
     result = expect(Moment(3), dist)
