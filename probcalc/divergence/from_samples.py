@@ -29,7 +29,7 @@ _BIAS = "low in many dimensions and for distant samples; the bar holds what halv
 
 def kl_from_samples(
     x: Float[Tensor, " n *d"],
-    y: Float[Tensor, " m *d"] | None = None,
+    y: Float[Tensor, " m *e"] | None = None,
     *,
     log_q: Callable[[Tensor], Tensor] | None = None,
     k: int = 5,

@@ -16,7 +16,7 @@ from torch.distributions import Distribution, MixtureSameFamily
 from probcalc.distributions.log_density import log_density
 from probcalc.distributions.quantile import quantile
 from probcalc.distributions.rebuild import in_double, taken_apart
-from probcalc.distributions.support import support_of
+from probcalc.distributions.support import device_of, support_of
 from probcalc.divergence.pair import Pair
 from probcalc.integration.expect import expect
 from probcalc.result import Estimate
@@ -75,18 +75,36 @@ def mean_of_both(
         ask: What `expect` is asked.
         cut: Whether it has a kink where p = q.
     """
-    breaks = crossings(posed) if cut else None
+    if _never_met(posed):
+        parts = [h(torch.full(posed.batch, side * _MOST).double()) for side in (1, -1)]
+        value = (parts[0] + parts[1]).to(device_of(posed.p))
+        reason = {"reason": "one has mass at points, and the other a density"}
+        found = Estimate.exact(value, method="proof", diagnostics=reason)
+        return posed.in_its_precision(found)
     clipped = lambda v: h(v.clamp(-_MOST, _MOST))  # noqa: E731
+    solve = partial(_both_means, h=clipped, ask=ask, cut=cut)
+    found = with_known(posed, posed.alike(), 0.0, "p and q are one distribution", solve)
+    return posed.in_its_precision(found)
+
+
+def _both_means(
+    posed: Pair, *, h: Callable[[Tensor], Tensor], ask: dict[str, Any], cut: bool
+) -> Estimate:
+    breaks = crossings(posed) if cut else None
     first, second = (
-        log_ratio_mean(posed, clipped, ask, swapped=swapped, breaks=breaks)
-        for swapped in (False, True)
+        log_ratio_mean(posed, h, ask, swapped=swapped, breaks=breaks) for swapped in (False, True)
     )
-    found = first + second
     same = first.method == second.method
-    return replace(
-        posed.in_its_precision(found),
-        method=first.method if same else f"{first.method} and {second.method}",
-    )
+    method = first.method if same else f"{first.method} and {second.method}"
+    return replace(first + second, method=method)
+
+
+def _never_met(posed: Pair) -> bool:
+    """Whether one has mass at points, and the other a density."""
+    try:
+        return posed.p.support.is_discrete != posed.q.support.is_discrete
+    except NotImplementedError:
+        return False
 
 
 def with_known(

@@ -155,8 +155,9 @@ class QuasiMonteCarlo(Replicated):
             raise ValueError(f'`points` must be "sobol" or "lattice", got {self.points!r}.')
 
     def _points(self, seed: int, cube: Cube, log: int) -> Points:
-        kind = ScrambledSobol if self.points == "sobol" else ShiftedLattice
-        return kind.of(seed, self.replicates, cube.dim, cube.device)
+        if self.points == "sobol":
+            return ScrambledSobol.of(seed, self.replicates, cube.dim, cube.device, log)
+        return ShiftedLattice.of(seed, self.replicates, cube.dim, cube.device)
 
     @property
     def _name(self) -> str:

@@ -1,5 +1,7 @@
 """One look at one easy box: a pair of product rules of fixed orders, with nothing around them.
 
+What they do not settle may be of low rank, and in many dimensions only that is looked for.
+
 The grids, the checks and the bar are those of `products`; what one look does not settle goes on
 there. All is computed with NumPy on the host, whose small arrays are the fastest to call.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probcalc._random import draw_seed
 from probcalc.integration.goal import Goal
 from probcalc.integration.grids import CPU, grid
 from probcalc.integration.integrand import CHANGED, version_of
@@ -25,10 +28,13 @@ from probcalc.integration.measure import FAINT
 from probcalc.integration.orthogonal import LEGENDRE, prediction
 from probcalc.integration.problem import DEFAULT_RTOL, Tolerance
 from probcalc.integration.products import DOUBT, FEWEST_MISSES, PAIRS, products
+from probcalc.integration.sampled_train import MOST_DIM, sampled_train
 from probcalc.result import Estimate
 
-METHOD = "adaptive cubature"
+METHOD, BY_DRAWS = "adaptive cubature", "low-rank train, the rest by draws"
+_SURE = 0.999  # confidence of a bar that draws can be asked for here
 MAX_EVALS = 2**20  # of a box
+_LOOKS = {**PAIRS, 6: (3, 4)}  # points an axis of the coarse grid and of the fine one
 _LESS = 2  # points an axis
 _PAIRED = 4  # axes from which on both ends are two axes at a time
 _CAUTION = 3.0  # on what a step gains, which is taken to be the same again
@@ -80,8 +86,9 @@ class _Grids:
         values = front @ values.reshape(front.shape[1], -1)
         if self.dim > 1:
             values = values.reshape(-1, back.shape[1]) @ back.T
-        if self.dim > _PAIRED:  # the axis between
-            values = one @ values.reshape(len(front), -1, len(back))
+        if self.dim > _PAIRED:  # what lies between
+            middle = two if self.dim == _PAIRED + 2 else one
+            values = middle @ values.reshape(len(front), -1, len(back))
         return np.abs(values.reshape(-1) - at)
 
 
@@ -115,7 +122,7 @@ def quick_box(
 ) -> Estimate | None:
     """The integral if products of Gauss rules give it; None where it takes more, or gradients."""
     width, dim, device = (upper - lower).double(), len(lower), lower.device
-    if dim not in PAIRS:
+    if not 1 <= dim <= MOST_DIM:
         return None
     widths = width.tolist()
     volume = math.prod(widths)
@@ -142,9 +149,10 @@ def quick_box(
         return f if volume == 1 else f * volume
 
     rtol = (tolerance.rtol or 0.0) if tolerance.asked else DEFAULT_RTOL
+    settle = _settled if dim in _LOOKS else partial(_sampled, tolerance)
     goal = Goal(rtol, tolerance.atol or 0.0, tolerance.max_evals or MAX_EVALS)
     try:
-        value, error, num = _settled(asked, dim, device, goal, torch.finfo(dtype).eps)
+        value, error, num = settle(asked, dim, device, goal, torch.finfo(dtype).eps)
     except _Hard:
         return None
     if tolerance.asked and error > max(rtol * abs(value), tolerance.atol or 0.0):
@@ -152,14 +160,15 @@ def quick_box(
     result = [torch.from_numpy(np.asarray(v)) for v in (value, error)]
     if dtype is not torch.float64 or device.type != "cpu":
         result = [t.to(device, dtype) for t in result]
-    return Estimate(*result, confidence=tolerance.confidence, num_evals=num, method=METHOD)
+    method = METHOD if dim in _LOOKS else BY_DRAWS
+    return Estimate(*result, confidence=tolerance.confidence, num_evals=num, method=method)
 
 
 def _settled(
     asked: Callable[[Tensor], Tensor], dim: int, device: torch.device, goal: Goal, rounding: float
 ) -> tuple[float, float, int]:
     """Integral, error and evaluations; one look, then fibres, then `products`."""
-    n, m = PAIRS[dim]
+    n, m = _LOOKS[dim]
     orders = m, n, n - _LESS
     grids = _grids(dim, orders, device)
     num = len(grids.points)
@@ -180,6 +189,8 @@ def _settled(
             value, error, settled = _checked(fibred, grids, values, size, goal, rounding)
         if settled:
             return value, error, num
+    if dim not in PAIRS:
+        raise _Hard
     tried: Any = values[0][:, None, None]
     if device.type != "cpu":
         tried = torch.from_numpy(tried).to(device)
@@ -190,6 +201,28 @@ def _settled(
     sums = further.done[0].sums
     num += sum(count for _, count in further.spent)
     return float(sums.value), float(sums.error + sums.noise), num
+
+
+def _sampled(
+    tolerance: Tolerance,
+    asked: Callable[[Tensor], Tensor],
+    dim: int,
+    device: torch.device,
+    goal: Goal,
+    rounding: float,
+) -> tuple[float, float, int]:
+    """The same in many dimensions, from pivots among random points."""
+    if tolerance.confidence > _SURE:
+        raise _Hard
+
+    def at(points: Float[np.ndarray, "d n"]) -> Float[np.ndarray, " n"]:
+        return asked(torch.from_numpy(points).T.to(device)).numpy(force=True)
+
+    seed = draw_seed(tolerance.generator)
+    found = sampled_train(at, dim, lambda value: goal.allowed_of(value, 0.0), seed, rounding)
+    if found is None or found[2] > goal.max_evals:
+        raise _Hard
+    return found
 
 
 def _looked_at(

@@ -12,6 +12,7 @@ Directions v_k are those of Joe & Kuo (2008), as torch has them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
@@ -31,7 +32,7 @@ class ScrambledSobol:
     """Independent randomisations of one sequence.
 
     Args:
-        columns: Scrambled directions, ``(r, d, 30)``.
+        columns: Scrambled directions, ``(r, d, k)``.
         shift: Random bits, ``(r, d)``.
     """
 
@@ -39,25 +40,35 @@ class ScrambledSobol:
     shift: Int[Tensor, "r d"]
 
     @classmethod
-    def of(cls, seed: int, replicates: int, dim: int, device: torch.device) -> ScrambledSobol:
+    def of(
+        cls, seed: int, replicates: int, dim: int, device: torch.device, log: int = MAX_LOG
+    ) -> ScrambledSobol:
         """The randomisations of a seed.
+
+        Args:
+            seed: Of the randomisations.
+            replicates: How many.
+            dim: Of the points.
+            device: Of the points.
+            log: Binary logarithm of the most points that will be asked for.
 
         Raises:
             ValueError: If the dimension is beyond that of the directions.
         """
         if dim > MAX_DIM:
             raise ValueError(f"Sobol points have at most {MAX_DIM} coordinates, got {dim}.")
-        generator = child(seed, 0, device)
-        state = SobolEngine(dim).sobolstate.to(device)
-        place = torch.arange(MAX_LOG - 1, -1, -1, device=device)
-        bits = ((state[..., None] >> place) & 1).float()  # (d, column, bit from the first)
-        options = {"generator": generator, "device": device}
-        matrix = torch.randint(2, (replicates, dim, _BITS, MAX_LOG), **options).float()
-        matrix = matrix.tril(-1) + torch.eye(_BITS, MAX_LOG, device=device)
-        mixed = torch.einsum("rdij,dkj->rdki", matrix, bits).long() & 1
-        weight = 2 ** torch.arange(_BITS - 1, -1, -1, device=device)
-        columns = (mixed * weight).sum(dim=-1)
+        options = {"generator": child(seed, 0, device), "device": device}
         shift = torch.randint(2**62, (2, replicates, dim), **options)
+        # column j of L: one at row j, anything below it
+        row = torch.arange(log, device=device)
+        one = 1 << (_BITS - 1 - row)
+        below = torch.randint(2**62, (replicates, dim, log), **options) & (one - 1)
+        matrix = below | one
+        directions = _directions(dim)[:, :log].to(device)
+        columns = torch.zeros_like(matrix)
+        for j in range(log):  # the first 2^log points have no digits beyond
+            bit = (directions >> (MAX_LOG - 1 - j)) & 1
+            columns ^= matrix[..., j, None] & -bit
         return cls(columns, shift[0] ^ (shift[1] << 1))
 
     def points(self, start: int, num: int) -> Float[Tensor, "r n d"]:
@@ -68,10 +79,16 @@ class ScrambledSobol:
             num: A power of two.
         """
         x = self.shift[:, None]
-        for k in range(MAX_LOG):
+        for k in range(self.columns.shape[-1]):
             column = self.columns[:, None, :, k]
             if 2**k < num:
                 x = torch.cat([x, x ^ column], dim=1)
             elif start >> k & 1:
                 x = x ^ column
         return ((x >> (_BITS - _KEPT)).double() + 0.5) * 2.0**-_KEPT
+
+
+@lru_cache(maxsize=64)
+def _directions(dim: int) -> Int[Tensor, "d k"]:
+    """Of Joe & Kuo, as whole numbers of 30 bits."""
+    return SobolEngine(dim).sobolstate

@@ -131,8 +131,8 @@ class _Split:
 
     def _averaged(self, known: Tensor, rest: Values, seed: int, most: int) -> Averages:
         """What the interpolant misses."""
-        points = ScrambledSobol.of(seed, _REPLICATES, len(self.weights), self.device)
         last = max(1, int(math.log2(max(2, most // _REPLICATES))))
+        points = ScrambledSobol.of(seed, _REPLICATES, len(self.weights), self.device, last)
         return Replicates(lambda u: rest(self._place(u)), points, _REPLICATES).averaged(
             min(_FIRST, last),
             last,

@@ -101,7 +101,7 @@ class Vegas:
         Over many axes its noise adds up, until no point meets the larger slopes. Where even points
         meet next to nothing of the function, the map is all that there is.
         """
-        u = ScrambledSobol.of(seed, 1, cube.dim, cube.device).points(0, num)[0]
+        u = _net(seed, 1, cube, num)[0]
         with torch.no_grad():
             before, after = (c.at(u).flatten(1).abs().double() for c in (cube, mapped))
         means = [f.mean(dim=0) for f in (before, after)]
@@ -116,7 +116,7 @@ class Vegas:
         bins = max(_FEWEST, min(_BINS, num // _IN_EACH))
         even = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=cube.device)
         edges = even.expand(cube.dim, -1)
-        points = ScrambledSobol.of(seed, self.rounds, cube.dim, cube.device).points(0, num)
+        points = _net(seed, self.rounds, cube, num)
         for y in points:
             x, slope, place = _mapped(edges, y)
             f = cube.at(x).flatten(1).abs() * slope[:, None]
@@ -178,3 +178,9 @@ def _mapped(
     low = edges.T.gather(0, place)
     width = edges.T.gather(0, place + 1) - low
     return low + (scaled - place) * width, (bins * width).prod(dim=1), place
+
+
+def _net(seed: int, replicates: int, cube: Cube, num: int) -> Float[Tensor, "r n d"]:
+    """The first points of independent nets; a power of two of them."""
+    log = max(1, num.bit_length() - 1)
+    return ScrambledSobol.of(seed, replicates, cube.dim, cube.device, log).points(0, num)

@@ -38,7 +38,12 @@ def normal_renyi(m: float, s: float, n: float, t: float, alpha: float) -> float:
     return shape + 0.5 * alpha * (m - n) ** 2 / mixed
 
 
-PAIRS = [(0.0, 1.0, 0.5, 1.2), (0.0, 1.0, 0.0, 1.0001), (2.0, 0.5, -1.0, 0.8), (0.0, 1.0, 9.0, 1.0)]
+PAIRS = [
+    (0.0, 1.0, 0.5, 1.2),
+    (0.0, 1.0, 0.0, 1.0001),
+    (2.0, 0.5, -1.0, 0.8),
+    (0.0, 1.0, 9.0, 1.0),
+]
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -51,7 +56,8 @@ class TestNormals:
 
     def test_chi_squared(self, pair):
         found = pc.chi_squared(normal(*pair[:2]), normal(*pair[2:]))
-        assert float(found) == pytest.approx(normal_chi_squared(*pair), rel=1e-7, abs=1e-15)
+        truth = normal_chi_squared(*pair)
+        assert abs(float(found) - truth) <= max(float(found.error), 1e-9 * truth)
 
     @pytest.mark.parametrize("alpha", [0.3, 0.999, 1.001, 1.5])
     def test_renyi(self, pair, alpha: float):
@@ -172,7 +178,9 @@ def test_orders_meet():
     assert float(pc.jeffreys(p, q)) == pytest.approx(both, rel=1e-12)
 
 
-@pytest.mark.parametrize("of", [pc.jensen_shannon, pc.hellinger, pc.total_variation, pc.chi_squared])
+@pytest.mark.parametrize(
+    "of", [pc.jensen_shannon, pc.hellinger, pc.total_variation, pc.chi_squared]
+)
 def test_batches_and_gradients(of):
     shift = number(0.3, 0.8).requires_grad_()
     p, q = td.Normal(shift, ONE), td.Normal(ZERO, number(1.5))
