@@ -112,8 +112,10 @@ def _estimate(
     halves = [terms(*(t[i::2] for t in samples)).mean() for i in range(2)]
     # what falls as n^(−1/d) is this much of the step from half the samples to all
     shown = (value - torch.stack(halves).mean()).abs() / (2 ** (1 / dim) - 1)
+    # and that step is noisy itself: by about as much as the mean of all
     std_error = found.std() / n**0.5
-    error = half_width(std_error, n - 1, confidence) + shown
+    noise = half_width(std_error, n - 1, confidence)
+    error = noise * (1 + 1 / (2 ** (1 / dim) - 1)) + shown
     diagnostics: dict[str, Any] = {"bias": _BIAS, "shown_bias": float(shown)}
     return Estimate(value, error, std_error, float(n - 1), confidence, 0, n, method, diagnostics)
 
