@@ -224,7 +224,7 @@ def _markdown(table: dict[str, dict[str, dict[str, object]]]) -> str:
     lines = [
         "# coverage: how often error bars hold the truth",
         "",
-        f"{REPLICATES:,} seeds a row; lowest counts allowed, at {_OUTSIDE:.0%} for all rows together: "
+        f"{REPLICATES:,} seeds a row; lowest counts allowed ({_OUTSIDE:.0%} for all together): "
         + ", ".join(
             f"{binom.ppf(_BAND, REPLICATES, level) / REPLICATES:.4f} at {level:.0%}"
             for level in LEVELS
