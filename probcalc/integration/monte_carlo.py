@@ -131,9 +131,10 @@ class MonteCarlo:
         value, terms = value[0], terms.shaped(tuple(value.shape[1:]))
         unseen, more = torch.zeros_like(terms.size), (each - 1) * terms.num
         if ends:
-            # of pairs the mean: what leaves their range at one end does so by half
-            unseen, looked = beyond_ends(cube, each * terms.low, each * terms.high)
-            more += looked
+            # of pairs, whose means leave their range by half of what one of them does
+            pairs = replace(cube, at=placed)
+            unseen, looked = beyond_ends(pairs, terms.low, terms.high)
+            unseen, more = each * unseen, more + each * looked
         solved = _solved(value, terms, cube.rounding, unseen, more, confidence)
         return self._with_odd(cube, seed, terms, solved) if self.antithetic else solved
 
