@@ -338,3 +338,28 @@ def test_refusals(call, error: type[Exception], text: str):
         call()
     said = str(raised.value)
     assert (isinstance(raised.value, error) and re.search(text, said)) or "Type-check" in said
+
+
+MONOTONE = {
+    "exponential": (lambda x: x.exp(), 0.0, 1.0, math.e - 1),
+    "falling": (lambda x: (-x).exp(), 0.0, math.inf, 1.0),
+    "logarithm": (lambda x: x.log(), 0.0, 1.0, -1.0),
+    "cube": (lambda x: x**3, -1.0, 1.0, 0.0),
+}
+
+
+@pytest.mark.parametrize(("fn", "lower", "upper", "exact"), MONOTONE.values(), ids=MONOTONE.keys())
+def test_pairs_of_what_rises_or_falls_need_no_flag(
+    fn, lower: float, upper: float, exact: float, generator: torch.Generator
+):
+    """The mean of a pair is never far out, though both of its values are at the ends."""
+    found = integrate(
+        fn,
+        lower,
+        upper,
+        method=MonteCarlo(antithetic=True),
+        confidence=0.999999,
+        generator=generator,
+    )
+    assert found.ok
+    assert abs(float(found) - exact) <= float(found.error)
