@@ -19,7 +19,7 @@ from torch import Tensor
 
 from probcalc.distributions.special import computed_where
 
-_NEAR = 0.25  # of the smaller argument: distances from which a difference keeps its digits
+_NEAR = 0.02  # of the smaller argument: distances from which a difference keeps its digits
 _POINTS = 8
 _STIRLING_FROM = 12.0  # where Stirling's series has its digits
 # B_2k / (2k (2k − 1)): of ln Γ beyond its leading terms
@@ -64,16 +64,22 @@ def scaled_gap(a: Float[Tensor, "*a"], b: Float[Tensor, "*b"]) -> Float[Tensor, 
 
 def lgamma_excess(a: Float[Tensor, "*a"]) -> Float[Tensor, "*a"]:
     """The value ln Γ(a) − a ln a + a."""
-    large = _large(a)
-    series = 0.5 * (math.log(2 * math.pi) - large.log()) + _series(large, lambda k, c: c, 1)
-    return torch.where(a >= _STIRLING_FROM, series, torch.lgamma(a) - a * a.log() + a)
+
+    def series(a: Tensor) -> Tensor:
+        large = _large(a)
+        return 0.5 * (math.log(2 * math.pi) - large.log()) + _series(large, lambda k, c: c, 1)
+
+    return computed_where(a >= _STIRLING_FROM, series, torch.lgamma(a) - a * a.log() + a, a)
 
 
 def digamma_excess(a: Float[Tensor, "*a"]) -> Float[Tensor, "*a"]:
     """ψ(a) − ln a."""
-    large = _large(a)
-    series = -0.5 / large + _series(large, lambda k, c: -(2 * k - 1) * c, 2)
-    return torch.where(a >= _STIRLING_FROM, series, torch.digamma(a) - a.log())
+
+    def series(a: Tensor) -> Tensor:
+        large = _large(a)
+        return -0.5 / large + _series(large, lambda k, c: -(2 * k - 1) * c, 2)
+
+    return computed_where(a >= _STIRLING_FROM, series, torch.digamma(a) - a.log(), a)
 
 
 def trigamma_excess(a: Float[Tensor, "*a"]) -> Float[Tensor, "*a"]:

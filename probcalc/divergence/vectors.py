@@ -24,7 +24,7 @@ from probcalc.divergence.remainders import (
     trigamma_excess,
 )
 
-_NEAR = 0.25  # of the smaller argument
+_NEAR = 0.02  # of the smaller argument
 
 
 def multivariate_normal(m1: Tensor, l1: Tensor, m2: Tensor, l2: Tensor) -> Tensor:
