@@ -27,6 +27,7 @@ from probcalc.integration.gradient_estimators import NoBaseline, surrogate
 from probcalc.integration.problem import Problem
 
 _POWERS = 14  # of ten, to which ends are approached
+_RISE = 1e-4  # of the range of values, that is no new scale
 
 Place = Callable[[Float[Tensor, "n d"]], Tensor]
 
@@ -73,7 +74,9 @@ def beyond_ends(
     with torch.no_grad():
         f = cube.at(torch.cat([near, 1 - near])[:, None])
     f = f.abs() if f.is_complex() else f
-    outside = torch.maximum(f - high, low - f).clamp(min=0.0)
+    outside = torch.maximum(f - high, low - f)
+    # a little further than the outermost points, anything that rises goes a little higher
+    outside = torch.where(outside > _RISE * (high - low), outside, 0.0)
     weight = torch.cat([near, near]).reshape(-1, *[1] * (f.ndim - 1))
     mass = torch.where(outside.isfinite(), outside * weight, 0.0)
     return mass.amax(dim=0), 2 * _POWERS
