@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -92,6 +93,33 @@ class Estimate:
         error = torch.where(bad, math.inf, error)
         status = torch.where(bad, Status.NON_FINITE, Status.OK) | kwargs.pop("status", 0)
         return cls(mean, error, std_error, float(r - 1), confidence, status, **kwargs)
+
+    @classmethod
+    def barred_later(
+        cls, value: Float[Tensor, " ..."], bar: Callable[[Tensor], Tensor], *, method: str
+    ) -> Estimate:
+        """A value whose bar depends on nothing else, and is computed when it is first read.
+
+        Of a million closed forms the bars would cost as much as the values.
+        """
+        result = object.__new__(cls)
+        rest = {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+        rest |= {"value": value, "method": method, "diagnostics": {}, "_bar": bar}
+        result.__dict__.update(rest)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        bar = self.__dict__.get("_bar") if name == "error" else None
+        if bar is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self.__dict__["error"] = bar(self.value.detach())
+        return self.__dict__["error"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
     @property
     def ok(self) -> bool:

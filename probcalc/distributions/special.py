@@ -46,6 +46,11 @@ def asked(question: Callable[[Tensor], Tensor], mask: Tensor) -> bool:
     return readable(mask) and bool(question(mask))
 
 
+def any_below(t: Tensor, bound: float) -> bool:
+    """Whether a number is below the bound, or may be; in one pass without a mask."""
+    return not readable(t) or bool(t.numel()) and not bool(t.detach().amin() >= bound)
+
+
 def computed_where(
     mask: Tensor, function: Callable[..., Tensor], other: Tensor, *args: Tensor
 ) -> Tensor:

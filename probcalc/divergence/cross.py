@@ -20,8 +20,8 @@ from torch import Tensor
 from torch import distributions as td
 
 from probcalc.distributions.rebuild import in_double
+from probcalc.divergence.gamma_functions import trigamma
 from probcalc.divergence.line import as_gamma, as_weibull
-from probcalc.divergence.remainders import trigamma
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 

@@ -7,6 +7,7 @@ whose terms are never negative; where p_k = 0 only q_k is left of them, with its
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch import distributions as td
 
+from probcalc.distributions.special import any_below
 from probcalc.divergence.formula import Formula
-from probcalc.divergence.remainders import mass_gap
+from probcalc.divergence.remainders import mass_gap, ratio_gap
 
 
 def relative_mass(log_p: Float[Tensor, "*k"], log_q: Float[Tensor, "*k"]) -> Float[Tensor, "*k"]:
@@ -36,9 +38,23 @@ def bernoulli(log_p1: Tensor, log_p0: Tensor, log_q1: Tensor, log_q0: Tensor) ->
     return relative_mass(log_p1, log_q1) + relative_mass(log_p0, log_q0)
 
 
-def poisson(r1: Tensor, r2: Tensor) -> Tensor:
-    """r₁ ln(r₁/r₂) − r₁ + r₂."""
-    return relative_mass(r1.log(), r2.log())
+def mass_of_both(p: Float[Tensor, "*k"], q: Float[Tensor, "*k"]) -> Float[Tensor, "*k"]:
+    """The values p ln(p/q) − p + q of masses that are not negative."""
+    if not any_below(p, torch.finfo(p.dtype).tiny):
+        return p * ratio_gap(q / p)
+    alive = p > 0
+    safe = torch.where(alive, p, 1.0)
+    return torch.where(alive, safe * ratio_gap(torch.where(alive, q, 1.0) / safe), q)
+
+
+def bernoulli_from_probs(p: Tensor, q: Tensor) -> Tensor:
+    """From probabilities of one."""
+    return mass_of_both(p, q) + mass_of_both(1 - p, 1 - q)
+
+
+def geometric_from_probs(p: Tensor, q: Tensor) -> Tensor:
+    """As many Bernoulli trials as are expected."""
+    return bernoulli_from_probs(p, q) / p
 
 
 def geometric(log_p1: Tensor, log_p0: Tensor, log_q1: Tensor, log_q0: Tensor) -> Tensor:
@@ -80,6 +96,12 @@ def log_shares(d: Any) -> tuple[Tensor]:
     return (torch.log_softmax(d.logits.double(), dim=-1),)
 
 
+def _by_mass(from_probs: Callable[..., Tensor], from_logs: Callable[..., Tensor]) -> Any:
+    """Of probabilities where both are given by them, else of their logarithms."""
+    plain, general = Formula(from_probs, lambda d: (d.probs,)), Formula(from_logs, log_both)
+    return lambda p, q: plain if "probs" in vars(p) and "probs" in vars(q) else general
+
+
 def _same_count(p: Any, q: Any) -> bool:
     return bool((p.total_count == q.total_count).all())
 
@@ -89,11 +111,11 @@ def _counted(d: Any) -> tuple[Tensor, ...]:
 
 
 FORMULAS = {
-    (td.Bernoulli, td.Bernoulli): Formula(bernoulli, log_both),
+    (td.Bernoulli, td.Bernoulli): _by_mass(bernoulli_from_probs, bernoulli),
     (td.Categorical, td.Categorical): Formula(categorical, log_shares, events=1),
     (td.OneHotCategorical, td.OneHotCategorical): Formula(categorical, log_shares, events=1),
-    (td.Poisson, td.Poisson): Formula(poisson, lambda d: (d.rate,)),
-    (td.Geometric, td.Geometric): Formula(geometric, log_both),
+    (td.Poisson, td.Poisson): Formula(mass_of_both, lambda d: (d.rate,)),
+    (td.Geometric, td.Geometric): _by_mass(geometric_from_probs, geometric),
     (td.Binomial, td.Binomial): Formula(binomial, _counted, applies=_same_count),
     (td.NegativeBinomial, td.NegativeBinomial): Formula(
         negative_binomial, _counted, applies=_same_count

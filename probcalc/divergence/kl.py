@@ -10,6 +10,7 @@ integrated where that can be done and drawn where not.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -30,7 +31,9 @@ from probcalc.divergence.tails import proved_infinite
 from probcalc.integration.choose import ExpectationMethod
 from probcalc.result import Estimate
 
-FORMULAS: dict[tuple[type, type], Formula] = {
+Choice = Callable[[Any, Any], Formula]  # of two distributions, by how they are given
+
+FORMULAS: dict[tuple[type, type], Formula | Choice] = {
     **line.FORMULAS,
     **finite.FORMULAS,
     **vectors.FORMULAS,
@@ -83,6 +86,9 @@ def kl(
         "generator": generator,
     }
     posed = pair(p, q, name="the KL divergence")
+    known = _by_formula(posed, posed.dtype) if method is None else None
+    if known is not None:
+        return known
     return posed.in_its_precision(_found(posed, ask))
 
 
@@ -109,30 +115,22 @@ def _finite(posed: Pair, ask: dict[str, Any]) -> Estimate:
         if terms is not None:
             terms = [t.expand(posed.batch) for t in terms]
             value, size = sum(terms), sum(t.detach().abs() for t in terms)
-            return _exact(value.clamp(min=0.0), _ROUNDING * size)
+            error = (_ROUNDING * size).masked_fill(size.isinf(), 0.0)
+            return Estimate(value.clamp(min=0.0), error, method="closed form")
     found = log_ratio_mean(posed, lambda v: v, ask)
     # never negative, whatever noise says: what is cut off the value goes off its bar
     value, cut = found.value.clamp(min=0.0), (-found.value.detach()).clamp(min=0.0)
     return replace(found, value=value, error=(found.error - cut).clamp(min=0.0))
 
 
-def _by_formula(posed: Pair) -> Estimate | None:
+def _by_formula(posed: Pair, dtype: torch.dtype = torch.float64) -> Estimate | None:
     p, q = posed.p, posed.q
     for pair_of in ((a, b) for a in type(p).__mro__ for b in type(q).__mro__):
-        formula = FORMULAS.get(pair_of)
-        if formula is not None:
-            if not formula.applies(p, q):
-                return None
-            value = formula.kl(p, q)
-            size = value.detach()
-            return _exact(value, size.sqrt().add_(size).mul_(_ROUNDING))
+        found = FORMULAS.get(pair_of)
+        if found is not None:
+            formula = found if isinstance(found, Formula) else found(p, q)
+            return formula.kl(p, q, dtype) if formula.applies(p, q) else None
     return None
-
-
-def _exact(value: Tensor, error: Tensor) -> Estimate:
-    """In closed form; infinite where q has no mass, or no tail, for p."""
-    error = error.masked_fill_(error.isinf(), 0.0)
-    return Estimate(value, error, method="closed form")
 
 
 def _by_parts(posed: Pair, ask: dict[str, Any]) -> Estimate | None:

@@ -9,17 +9,18 @@ are not there, the Bregman form of exponential families.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributions as td
 
-from probcalc.distributions.special import computed_where
+from probcalc.distributions.special import any_below, computed_where
 from probcalc.divergence.formula import Formula
 from probcalc.divergence.remainders import (
     exp_gap,
-    lgamma_gap,
+    lgamma_gap_at_one,
     near_gap,
     ratio_gap,
     shape_gap,
@@ -62,8 +63,8 @@ def gamma(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
 
 def _extreme(shift: Tensor, ratio: Tensor) -> Tensor:
     """Weibull and Gumbel: places in units of the second scale, and the first scale in it."""
-    one = torch.ones_like(ratio)
-    return exp_gap(shift + torch.lgamma(1 + ratio)) + lgamma_gap(one, ratio)
+    log_gamma = torch.lgamma(ratio)
+    return exp_gap(shift + (log_gamma + ratio.log())) + lgamma_gap_at_one(ratio, log_gamma)
 
 
 def weibull(s1: Tensor, k1: Tensor, s2: Tensor, k2: Tensor) -> Tensor:
@@ -79,19 +80,32 @@ def gumbel(m1: Tensor, b1: Tensor, m2: Tensor, b2: Tensor) -> Tensor:
 def pareto(x1: Tensor, a1: Tensor, x2: Tensor, a2: Tensor) -> Tensor:
     """Infinite where the first begins before the second."""
     started = a2 * (x1 / x2).log()
-    return torch.where(x1 >= x2, ratio_gap(a2 / a1) + started.clamp(min=0.0), math.inf)
+    return _inside(started, lambda room: ratio_gap(a2 / a1) + room)
 
 
 def uniform(low1: Tensor, high1: Tensor, low2: Tensor, high2: Tensor) -> Tensor:
     """Infinite where the first is not inside the second."""
-    room = (low1 - low2) + (high2 - high1)
-    inside = (low1 >= low2) & (high1 <= high2)
-    return torch.where(inside, torch.log1p(room.clamp(min=0.0) / (high1 - low1)), math.inf)
+    below, above = low1 - low2, high2 - high1
+    return _inside(
+        torch.minimum(below, above),
+        lambda room: torch.log1p((room + torch.maximum(below, above)) / (high1 - low1)),
+    )
+
+
+def _inside(room: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+    """From what room there is, where there is any; infinite elsewhere."""
+    if not any_below(room, 0.0):
+        return value(room)
+    return torch.where(room >= 0, value(room.clamp(min=0.0)), math.inf)
 
 
 def beta(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
     """As the Dirichlet distribution of two parts."""
-    return dirichlet(torch.stack([a1, b1], dim=-1), torch.stack([a2, b2], dim=-1))
+    n1, n2 = a1 + b1, a2 + b2
+    scale = n2 / n1
+    means = a2 * ratio_gap(scale * a1 / a2) + b2 * ratio_gap(scale * b1 / b2)
+    rest = shape_gap(a1, a2) + shape_gap(b1, b2) - shape_gap(n1, n2)
+    return means + rest.clamp(min=0.0)
 
 
 def dirichlet(a1: Tensor, a2: Tensor) -> Tensor:

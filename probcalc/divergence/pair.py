@@ -135,6 +135,15 @@ def _satisfied(constraint: constraints.Constraint, value: Tensor) -> bool:
         return bool(value.amin() > bound)
     if isinstance(constraint, constraints.greater_than_eq) and isinstance(bound, (int, float)):
         return bool(value.amin() >= bound)
+    if isinstance(constraint, constraints.less_than) and torch.is_tensor(constraint.upper_bound):
+        return bool((constraint.upper_bound - value).amin() > 0)
+    if isinstance(constraint, constraints.greater_than) and torch.is_tensor(bound):
+        return bool((value - bound).amin() > 0)
+    ends = (bound, getattr(constraint, "upper_bound", None))
+    if type(constraint) is type(constraints.unit_interval) and all(
+        isinstance(end, (int, float)) for end in ends
+    ):
+        return bool(value.amin() >= ends[0]) and bool(value.amax() <= ends[1])
     if isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     if constraint is constraints.real:

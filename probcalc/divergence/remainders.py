@@ -9,21 +9,20 @@ the KL divergence of two members of an exponential family is that of its log-par
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from functools import cache
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.special import roots_jacobi
 from torch import Tensor
 
 from probcalc.distributions.special import computed_where
+from probcalc.divergence.gamma_functions import shape_tangent_gap, trigamma, trigamma_excess
 
 _NEAR = 0.02  # of the smaller argument: distances from which a difference keeps its digits
-_POINTS = 8
-_STIRLING_FROM = 12.0  # where Stirling's series has its digits
-# B_2k / (2k (2k − 1)): of ln Γ beyond its leading terms
-_STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
+_POINTS = 4  # which over such distances leave 1e-15
 
 
 def exp_gap(x: Float[Tensor, "*x"]) -> Float[Tensor, "*x"]:
@@ -48,70 +47,23 @@ def lgamma_gap(a: Float[Tensor, "*a"], b: Float[Tensor, "*b"]) -> Float[Tensor, 
     )
 
 
+def lgamma_gap_at_one(b: Float[Tensor, "*b"], log_gamma: Float[Tensor, "*b"]) -> Tensor:
+    """Of ln Γ at one, given what that is at b."""
+    near = (b - 1).abs() <= _NEAR
+    apart = log_gamma + np.euler_gamma * (b - 1)
+    return computed_where(
+        near, lambda b: near_gap(torch.ones_like(b), b, trigamma, _POINTS), apart, b
+    )
+
+
 def shape_gap(a: Float[Tensor, "*a"], b: Float[Tensor, "*b"]) -> Float[Tensor, "*out"]:
     """Of ln Γ(a) − a ln a + a, which is what two gamma distributions of one mean differ by."""
-
-    def apart(a: Tensor, b: Tensor) -> Tensor:
-        return lgamma_excess(b) - lgamma_excess(a) - digamma_excess(a) * (b - a)
-
-    return _gap(a, b, apart, trigamma_excess)
+    return _gap(a, b, shape_tangent_gap, trigamma_excess)
 
 
 def scaled_gap(a: Float[Tensor, "*a"], b: Float[Tensor, "*b"]) -> Float[Tensor, "*out"]:
     """Of a ln a − a, at positive numbers: b ln(b/a) − b + a."""
     return b * ratio_gap(a / b)
-
-
-def lgamma_excess(a: Float[Tensor, "*a"]) -> Float[Tensor, "*a"]:
-    """The value ln Γ(a) − a ln a + a."""
-
-    def series(a: Tensor) -> Tensor:
-        large = _large(a)
-        return 0.5 * (math.log(2 * math.pi) - large.log()) + _series(large, lambda k, c: c, 1)
-
-    return computed_where(a >= _STIRLING_FROM, series, torch.lgamma(a) - a * a.log() + a, a)
-
-
-def digamma_excess(a: Float[Tensor, "*a"]) -> Float[Tensor, "*a"]:
-    """ψ(a) − ln a."""
-
-    def series(a: Tensor) -> Tensor:
-        large = _large(a)
-        return -0.5 / large + _series(large, lambda k, c: -(2 * k - 1) * c, 2)
-
-    return computed_where(a >= _STIRLING_FROM, series, torch.digamma(a) - a.log(), a)
-
-
-def trigamma_excess(a: Float[Tensor, "*a"]) -> Float[Tensor, "*a"]:
-    """ψ′(a) − 1/a."""
-    small = torch.where(a < _STIRLING_FROM, a, 1.0)
-    shifted = trigamma(small) - 1 / small
-    return torch.where(a < _STIRLING_FROM, shifted, _trigamma_series(_large(a)))
-
-
-def trigamma(a: Float[Tensor, "*a"]) -> Float[Tensor, "*a"]:
-    """ψ′(a), which torch has to ten digits only; by its recurrence and Stirling's series."""
-    steps = int(_STIRLING_FROM)
-    passed = torch.stack([(a + k).square().reciprocal() for k in range(steps)]).sum(dim=0)
-    return passed + 1 / (a + steps) + _trigamma_series(a + steps)
-
-
-def _trigamma_series(a: Tensor) -> Tensor:
-    return 0.5 / a.square() + _series(a, lambda k, c: (2 * k - 1) * 2 * k * c, 3)
-
-
-def _large(a: Tensor) -> Tensor:
-    """Arguments of the series, moved to where it and its derivatives have values."""
-    return torch.where(a >= _STIRLING_FROM, a, _STIRLING_FROM)
-
-
-def _series(a: Tensor, coefficient: Callable[[int, float], float], power: int) -> Tensor:
-    """Σ c_k a^−(2k − 2 + power), the first largest."""
-    inverse = a.square().reciprocal()
-    total: Tensor | float = 0.0
-    for k in range(len(_STIRLING), 0, -1):
-        total = total * inverse + coefficient(k, _STIRLING[k - 1])
-    return total * a**-power
 
 
 def _gap(
@@ -123,21 +75,21 @@ def _gap(
     """From the second derivative where a and b are near each other."""
     a, b = torch.broadcast_tensors(a, b)
     near = (b - a).abs() <= _NEAR * torch.minimum(a, b)
-    return computed_where(near, lambda a, b: near_gap(a, b, second), apart(a, b), a, b)
+    return computed_where(near, lambda a, b: near_gap(a, b, second, _POINTS), apart(a, b), a, b)
 
 
-def near_gap(a: Tensor, b: Tensor, second: Callable[[Tensor], Tensor]) -> Float[Tensor, "*out"]:
+def near_gap(
+    a: Tensor, b: Tensor, second: Callable[[Tensor], Tensor], points: int = 8
+) -> Float[Tensor, "*out"]:
     """(b − a)² ∫ (1 − s) f″(a + s (b − a)) ds over [0, 1], by Gauss's rule for that weight."""
-    step = b - a
-    total: Tensor | float = 0.0
-    for node, weight in _RULE:
-        total = total + weight * second(torch.lerp(a, b, node))
-    return step.square() * total
+    nodes, weights = (
+        torch.as_tensor(t, dtype=a.dtype, device=a.device).reshape(-1, *[1] * a.ndim)
+        for t in _rule(points)
+    )
+    return (b - a).square() * (weights * second(torch.lerp(a, b, nodes))).sum(dim=0)
 
 
-def _rule() -> list[tuple[float, float]]:
-    nodes, weights = roots_jacobi(_POINTS, 1, 0)
-    return list(zip((0.5 * (nodes + 1)).tolist(), (weights / 4).tolist(), strict=True))
-
-
-_RULE = _rule()
+@cache
+def _rule(points: int) -> tuple[list[float], list[float]]:
+    nodes, weights = roots_jacobi(points, 1, 0)
+    return (0.5 * (nodes + 1)).tolist(), (weights / 4).tolist()

@@ -15,13 +15,13 @@ from torch import distributions as td
 from probcalc.distributions.special import computed_where
 from probcalc.divergence.finite import categorical, log_shares
 from probcalc.divergence.formula import Formula
+from probcalc.divergence.gamma_functions import trigamma_excess
 from probcalc.divergence.line import dirichlet
 from probcalc.divergence.remainders import (
     lgamma_gap,
     near_gap,
     ratio_gap,
     scaled_gap,
-    trigamma_excess,
 )
 
 _NEAR = 0.02  # of the smaller argument
