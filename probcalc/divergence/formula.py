@@ -32,8 +32,8 @@ class Formula:
             the divergence itself, of which nothing cancels, or terms that add up to it.
         parameters: Of a distribution, the same for p and for q.
         of_q: Those of q, where they are not.
-        events: Axes of a parameter behind those of the batch; any number but zero where these
-            differ.
+        events: Axes of every parameter behind those of the batch, 0 or 1, which is the first that
+            `compute` sees; 2 where they are matrices, or differ.
         applies: Whether it holds for these two.
     """
 
@@ -49,7 +49,7 @@ class Formula:
         """Of the batches, broadcast, in that precision."""
         given = [*self.parameters(p), *(self.of_q or self.parameters)(q)]
         batch = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
-        if self.events or batch.numel() <= _BLOCK or not _cut(given):
+        if self.events > 1 or batch.numel() <= _BLOCK or not _cut(given):
             found = [t.expand(batch) for t in _rounded(self._terms(given), dtype)]
         else:
             found = [t.reshape(batch) for t in self._in_blocks(given, batch, dtype)]
@@ -58,17 +58,23 @@ class Formula:
         return Estimate(*found, method="closed form")
 
     def _terms(self, given: Iterable[Tensor]) -> Terms:
-        return self.compute(*(t.double() for t in given))
+        doubles = [t.double() for t in given]
+        if self.events == 1:
+            doubles = [t.movedim(-1, 0).contiguous() for t in doubles]
+        return self.compute(*doubles)
 
     def _in_blocks(self, given: list[Tensor], batch: torch.Size, dtype: torch.dtype) -> Rounded:
-        flat = [t.expand(batch).reshape(-1).split(_BLOCK) for t in given]
         whole: Rounded = ()
-        for i, block in enumerate(zip(*flat, strict=True)):
-            some = _rounded(self._terms(block), dtype)
+        events = [t.shape[t.ndim - self.events :] for t in given]
+        flat = [t.expand(*batch, *e).reshape(-1, *e) for t, e in zip(given, events, strict=True)]
+        size = max(1, _BLOCK // max(e.numel() for e in events))
+        for start in range(0, batch.numel(), size):
+            block = slice(start, start + size)
+            some = _rounded(self._terms(t[block] for t in flat), dtype)
             if not whole:
                 whole = tuple(torch.empty(batch.numel(), dtype=dtype) for _ in some)
             for out, part in zip(whole, some, strict=True):
-                out[i * _BLOCK : (i + 1) * _BLOCK].copy_(part)
+                out[block].copy_(part)
         return whole
 
 

@@ -109,11 +109,10 @@ def beta(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
 
 
 def dirichlet(a1: Tensor, a2: Tensor) -> Tensor:
-    """What the mean shares differ by, then what the concentrations do."""
-    n1, n2 = a1.sum(dim=-1), a2.sum(dim=-1)
-    shares = (n2 / n1)[..., None] * a1
-    means = (a2 * ratio_gap(shares / a2)).sum(dim=-1)
-    rest = shape_gap(a1, a2).sum(dim=-1) - shape_gap(n1, n2)
+    """Along the first axis: what the mean shares differ by, then what the concentrations do."""
+    n1, n2 = a1.sum(dim=0), a2.sum(dim=0)
+    means = (a2 * ratio_gap((n2 / n1) * a1 / a2)).sum(dim=0)
+    rest = shape_gap(a1, a2).sum(dim=0) - shape_gap(n1, n2)
     return means + rest.clamp(min=0.0)
 
 

@@ -6,6 +6,7 @@ small is never a difference of what is large.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch import distributions as td
 
 from probcalc.distributions.special import computed_where
-from probcalc.divergence.finite import categorical, log_shares
+from probcalc.divergence.finite import among
 from probcalc.divergence.formula import Formula
 from probcalc.divergence.gamma_functions import trigamma_excess
 from probcalc.divergence.line import dirichlet
@@ -79,10 +80,10 @@ def lkj(c1: Tensor, d1: Tensor, c2: Tensor, d2: Tensor) -> Tensor:
     return (parts - (d - 1) * lgamma_gap(c1 + high, c2 + high)).clamp(min=0.0)
 
 
-def multinomial(n1: Tensor, log_p: Tensor, n2: Tensor, log_q: Tensor) -> Tensor:
+def _multinomial(p: Any, q: Any) -> Formula:
     """As many categorical draws."""
-    del n2
-    return n1 * categorical(log_p, log_q)
+    one, count = among(p, q), p.total_count
+    return replace(one, compute=lambda *given: count * one.compute(*given), applies=_same_count)
 
 
 def as_normal(d: Any) -> tuple[Tensor, Tensor]:
@@ -108,10 +109,5 @@ FORMULAS = {
     (td.LKJCholesky, td.LKJCholesky): Formula(
         lkj, lambda d: (d.concentration, torch.tensor(d.dim)), events=2
     ),
-    (td.Multinomial, td.Multinomial): Formula(
-        multinomial,
-        lambda d: (torch.tensor(d.total_count), *log_shares(d)),
-        events=1,
-        applies=_same_count,
-    ),
+    (td.Multinomial, td.Multinomial): _multinomial,
 }
