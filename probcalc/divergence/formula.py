@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ _MOST = 1e38  # that single precision holds
 
 Parameters = Callable[[Any], tuple[Tensor, ...]]
 Terms = Tensor | list[Tensor]
-Rounded = tuple[Tensor, ...]  # a value, and perhaps its bar
+Picked = Callable[[Terms], Tensor]  # value or bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +29,12 @@ class Formula:
     """KL(p‖q) from the parameters of p and then those of q, in float64.
 
     Args:
-        compute: Of tensors of the batch's shape, and of the events' where there are any; either
-            the divergence itself, of which nothing cancels, or terms that add up to it.
+        compute: Of tensors of the batch's shape, and of the events' where there are any.
         parameters: Of a distribution, the same for p and for q.
         of_q: Those of q, where they are not.
         events: Axes of every parameter behind those of the batch, 0 or 1, which is the first that
             `compute` sees; 2 where they are matrices, or differ.
+        cancels: Whether it is a list of terms that add up to the divergence, and may cancel.
         applies: Whether it holds for these two.
     """
 
@@ -41,6 +42,7 @@ class Formula:
     parameters: Parameters
     of_q: Parameters | None = None
     events: int = 0
+    cancels: bool = False
     applies: Callable[[Any, Any], bool] = lambda p, q: True
 
     def kl(
@@ -49,13 +51,15 @@ class Formula:
         """Of the batches, broadcast, in that precision."""
         given = [*self.parameters(p), *(self.of_q or self.parameters)(q)]
         batch = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
-        if self.events > 1 or batch.numel() <= _BLOCK or not _cut(given):
-            found = [t.expand(batch) for t in _rounded(self._terms(given), dtype)]
-        else:
-            found = [t.reshape(batch) for t in self._in_blocks(given, batch, dtype)]
-        if len(found) == 1:
-            return Estimate.barred_later(found[0], _bar, method="closed form")
-        return Estimate(*found, method="closed form")
+        large = self.events < 2 and batch.numel() > _BLOCK and _cut(given)
+        fill = self._in_blocks if large else self._at_once
+        value = fill(given, batch, lambda terms: _total(terms).to(dtype))
+        if not self.cancels:
+            return Estimate.barred_later(value, _bar, method="closed form")
+        bar = lambda: fill(given, batch, lambda terms: _bar_of_sum(terms, dtype))  # noqa: E731
+        if not large:
+            return Estimate(value, bar(), method="closed form")
+        return Estimate.barred_later(value, _unless_changed(given, bar), method="closed form")
 
     def _terms(self, given: Iterable[Tensor]) -> Terms:
         doubles = [t.double() for t in given]
@@ -63,34 +67,55 @@ class Formula:
             doubles = [t.movedim(-1, 0).contiguous() for t in doubles]
         return self.compute(*doubles)
 
-    def _in_blocks(self, given: list[Tensor], batch: torch.Size, dtype: torch.dtype) -> Rounded:
-        whole: Rounded = ()
+    def _at_once(self, given: list[Tensor], batch: torch.Size, of: Picked) -> Tensor:
+        return of(self._terms(given)).expand(batch)
+
+    def _in_blocks(self, given: list[Tensor], batch: torch.Size, of: Picked) -> Tensor:
+        whole: Tensor | None = None
         events = [t.shape[t.ndim - self.events :] for t in given]
         flat = [t.expand(*batch, *e).reshape(-1, *e) for t, e in zip(given, events, strict=True)]
         size = max(1, _BLOCK // max(e.numel() for e in events))
         for start in range(0, batch.numel(), size):
             block = slice(start, start + size)
-            some = _rounded(self._terms(t[block] for t in flat), dtype)
-            if not whole:
-                whole = tuple(torch.empty(batch.numel(), dtype=dtype) for _ in some)
-            for out, part in zip(whole, some, strict=True):
-                out[block].copy_(part)
-        return whole
+            some = of(self._terms(t[block] for t in flat))
+            whole = some.new_empty(batch.numel()) if whole is None else whole
+            whole[block].copy_(some)
+        assert whole is not None
+        return whole.reshape(batch)
 
 
 def _cut(given: list[Tensor]) -> bool:
     """Whether to go block by block: on a GPU, or with derivatives asked for, it would cost."""
-    return all(t.device.type == "cpu" and readable(t) and not tracked(t) for t in given)
+    usual = (t.device.type == "cpu" and readable(t) and not t.is_inference() for t in given)
+    return all(usual) and not tracked(*given)
 
 
-def _rounded(terms: Terms, dtype: torch.dtype) -> Rounded:
-    """The value; and its bar where it is a sum of terms, which is off by that of the largest."""
-    if not isinstance(terms, list):
-        return (terms.to(dtype),)
-    value = sum(terms[1:], terms[0]).clamp(min=0.0)
-    size = sum((t.detach().abs() for t in terms[1:]), terms[0].detach().abs())
-    error = _ROUNDING * size + _of_precision(dtype) * value.detach()
-    return value.to(dtype), _exact_where_infinite(error, value).to(dtype)
+def _unless_changed(given: list[Tensor], bar: Callable[[], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The bar, from parameters that are what they were; as autograd asks of what it saves."""
+    before = [t._version for t in given]
+
+    def read(value: Tensor) -> Tensor:
+        del value
+        if [t._version for t in given] != before:
+            raise RuntimeError(
+                "parameters of a large batch were changed in place since its divergence was "
+                "taken, before its `error` was read for the first time."
+            )
+        return bar()
+
+    return read
+
+
+def _total(terms: Terms) -> Tensor:
+    return sum(terms[1:], terms[0]).clamp(min=0.0) if isinstance(terms, list) else terms
+
+
+def _bar_of_sum(terms: Terms, dtype: torch.dtype) -> Float[Tensor, "*batch"]:
+    """Off by the rounding of the largest term."""
+    value = _total(terms).detach()
+    size = sum((t.detach().abs() for t in terms), torch.zeros_like(value))
+    error = _ROUNDING * size + _of_precision(dtype) * value
+    return _exact_where_infinite(error, value).to(dtype)
 
 
 def _bar(value: Tensor) -> Float[Tensor, "*batch"]:
@@ -110,4 +135,7 @@ def _of_precision(dtype: torch.dtype) -> float:
 
 
 def _exact_where_infinite(error: Tensor, value: Tensor) -> Tensor:
+    known = readable(error) and error.device.type == "cpu"
+    if known and (not error.numel() or math.isfinite(float(error.amax()))):
+        return error
     return torch.where(value.detach().isinf(), 0.0, error)

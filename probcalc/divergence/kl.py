@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 
 from probcalc.distributions.families import is_point_mass
 from probcalc.distributions.log_density import log_density
-from probcalc.divergence import finite, line, vectors
+from probcalc.divergence import crossed, finite, line, vectors
 from probcalc.divergence.cross import cross_terms
 from probcalc.divergence.formula import Formula
 from probcalc.divergence.pair import Pair, pair
@@ -34,6 +34,7 @@ from probcalc.result import Estimate
 Choice = Callable[[Any, Any], Formula]  # of two distributions, by how they are given
 
 FORMULAS: dict[tuple[type, type], Formula | Choice] = {
+    **crossed.FORMULAS,
     **line.FORMULAS,
     **finite.FORMULAS,
     **vectors.FORMULAS,
