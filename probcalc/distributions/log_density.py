@@ -10,14 +10,21 @@ import torch
 from jaxtyping import Float, Real
 from torch import Tensor
 from torch.distributions import (
+    Cauchy,
     Distribution,
     GeneralizedPareto,
     InverseGamma,
     Kumaraswamy,
+    Laplace,
+    MixtureSameFamily,
+    Normal,
+    StudentT,
     VonMises,
 )
 
 from probcalc.distributions.elementary import generalized_pareto_hazard
+from probcalc.distributions.rebuild import taken_apart
+from probcalc.distributions.special import tracked
 
 
 def log_density(dist: Distribution, x: Real[Tensor, "*x"]) -> Float[Tensor, "*out"]:
@@ -64,8 +71,26 @@ def _generalized_pareto(d: Any, x: Tensor) -> Tensor:
     return torch.where(inside, -d.scale.log() - (1 + shape) * hazard, -math.inf)
 
 
+def _mixture(d: Any, x: Tensor) -> Tensor:
+    """Component by component, which is several times as fast as along a short last axis."""
+    parts = d.component_distribution
+    if d.event_shape or type(parts) not in _PLAIN or d._num_component > _MOST_PARTS:
+        return d.log_prob(x)
+    tensors, build = taken_apart(parts)
+    weights = torch.log_softmax(d.mixture_distribution.logits, dim=-1)
+    if tracked(x, weights, *tensors):
+        return d.log_prob(x)
+    total = None
+    for i in range(d._num_component):
+        own = build([t[..., i] for t in tensors]).log_prob(x) + weights[..., i]
+        total = own if total is None else torch.logaddexp(total, own)
+    return total
+
+
+_PLAIN, _MOST_PARTS = (Normal, StudentT, Cauchy, Laplace), 8
 _OWN: dict[type[Distribution], Callable[[Any, Tensor], Tensor]] = {
     VonMises: _von_mises,
+    MixtureSameFamily: _mixture,
     Kumaraswamy: _kumaraswamy,
     GeneralizedPareto: _generalized_pareto,
     InverseGamma: _inverse_gamma,

@@ -28,6 +28,7 @@ from probcalc.divergence.formula import Formula
 from probcalc.divergence.pair import Pair, pair
 from probcalc.divergence.ratio import UNCOVERED, log_ratio_mean, with_known
 from probcalc.divergence.tails import proved_infinite
+from probcalc.divergence.trapezoid import Settled, by_trapezoids
 from probcalc.integration.choose import ExpectationMethod
 from probcalc.result import Estimate
 
@@ -39,6 +40,7 @@ FORMULAS: dict[tuple[type, type], Formula | Choice] = {
     **finite.FORMULAS,
     **vectors.FORMULAS,
 }
+_RTOL = 1e-8  # where none is asked for
 _ROUNDING = 64 * torch.finfo(torch.float64).eps
 _HEAVY = "q falls off too fast for the tails of p"
 
@@ -118,6 +120,28 @@ def _finite(posed: Pair, ask: dict[str, Any]) -> Estimate:
             value, size = sum(terms), sum(t.detach().abs() for t in terms)
             error = (_ROUNDING * size).masked_fill(size.isinf(), 0.0)
             return Estimate(value.clamp(min=0.0), error, method="closed form")
+        settled = by_trapezoids(posed, ask["rtol"] or _RTOL, ask["atol"] or 0.0)
+        if settled is not None:
+            return _with_the_rest(posed, settled, ask)
+    return _taken(posed, ask)
+
+
+def _with_the_rest(posed: Pair, settled: Settled, ask: dict[str, Any]) -> Estimate:
+    """What trapezoids settle, and quadrature of the rest."""
+    rule = Estimate(
+        settled.value.clamp(min=0.0),
+        settled.error,
+        num_evals=settled.num_evals.long(),
+        method="trapezoidal rule",
+    )
+    if bool(settled.done.all()):
+        return rule
+    rest = _taken(posed.chosen(~settled.done), ask)
+    return _filled(rule, ~settled.done, rest)
+
+
+def _taken(posed: Pair, ask: dict[str, Any]) -> Estimate:
+    """As an expectation."""
     found = log_ratio_mean(posed, lambda v: v, ask)
     # never negative, whatever noise says: what is cut off the value goes off its bar
     value, cut = found.value.clamp(min=0.0), (-found.value.detach()).clamp(min=0.0)
@@ -175,6 +199,20 @@ def _summed(each: Estimate, ndims: int) -> Estimate:
         status=status,
         num_evals=count,
     )
+
+
+def _filled(known: Estimate, where: Tensor, rest: Estimate) -> Estimate:
+    """The elements of `rest`, put where the mask is true."""
+
+    def placed(mine: Tensor | int, other: Tensor | int) -> Tensor:
+        other = torch.as_tensor(other, device=where.device).expand(rest.value.shape)
+        mine = torch.as_tensor(mine, device=where.device).to(other.dtype).expand(where.shape)
+        return mine.masked_scatter(where, other)
+
+    names = ("value", "error", "status", "num_evals")
+    fields = {name: placed(getattr(known, name), getattr(rest, name)) for name in names}
+    method = f"{known.method} and {rest.method}"
+    return replace(rest, **fields, std_error=None, method=method)
 
 
 def _infinite(posed: Pair) -> tuple[Tensor | None, str]:

@@ -39,7 +39,7 @@ class Pair:
         Raises:
             NotImplementedError: If a family cannot be taken apart.
         """
-        p, q = (_some(d, self.batch, keep) for d in (self.p, self.q))
+        p, q = (some_of(d, self.batch, keep.reshape(-1)) for d in (self.p, self.q))
         return Pair(p, q, (int(keep.sum()),), self.dtype)
 
     def in_its_precision(self, found: Estimate) -> Estimate:
@@ -174,8 +174,12 @@ def _alike(p: Distribution, q: Distribution) -> list[tuple[Tensor, Tensor]]:
     return pairs if fits else []
 
 
-def _some(d: Distribution, batch: tuple[int, ...], keep: Tensor) -> Distribution:
+def some_of(d: Distribution, batch: tuple[int, ...], keep: Tensor | slice) -> Distribution:
+    """Elements of a distribution of that batch shape, along one axis.
+
+    Raises:
+        NotImplementedError: If the family cannot be taken apart.
+    """
     tensors, build = taken_apart(d)
-    flat = keep.reshape(-1)
     axes = len(batch)
-    return build([t.reshape(-1, *t.shape[axes:])[flat] for t in tensors])
+    return build([t.reshape(-1, *t.shape[axes:])[keep] for t in tensors])
