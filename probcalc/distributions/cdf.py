@@ -26,7 +26,7 @@ from probcalc.distributions.families import (
     known_families,
     law_of,
 )
-from probcalc.distributions.support import device_of, support_of
+from probcalc.distributions.support import device_of, some_point, support_of
 
 
 def cdf(
@@ -92,16 +92,10 @@ def _inside_support(
     lower, higher = (t.detach().to(x.device) for t in (support.lower, support.upper))
     under = (x < lower) if support.discrete else (x <= lower)
     inside = ~under & (x < higher) & x.isfinite()
-    place = lower if support.discrete else _some_point(lower, higher)
+    place = lower if support.discrete else some_point(lower, higher)
     value = tail(dist, torch.where(inside, x, place), upper)
     outside = torch.where(under if upper else x >= higher, 1.0, 0.0)
     return torch.where(inside, value, torch.where(x.isnan(), math.nan, outside))
-
-
-def _some_point(lower: Tensor, upper: Tensor) -> Tensor:
-    bounded = torch.where(upper.isinf(), lower + 1, 0.5 * (lower + upper))
-    free = torch.where(upper.isinf(), 0.0, upper - 1)
-    return torch.where(lower.isinf(), free, bounded)
 
 
 def _through(dist: td.TransformedDistribution, x: Tensor, upper: bool) -> Tensor:

@@ -57,6 +57,20 @@ def draw(dist: td.Distribution, shape: Sequence[int], generator: torch.Generator
     return _by_its_own_code(dist, shape, generator)
 
 
+def sampled(
+    dist: td.Distribution, count: int, seed: int, device: torch.device, *, gradient: bool
+) -> Tensor:
+    """Draws by the distribution's own code, but of families where that has another law."""
+    base = dist
+    while isinstance(base, td.Independent):
+        base = base.base_dist
+    if isinstance(base, td.LKJCholesky):
+        x = draw(dist, (count,), torch.Generator(device).manual_seed(seed))
+        return x if gradient else x.detach()
+    with forked(seed, device):
+        return dist.rsample((count,)) if gradient else dist.sample((count,))
+
+
 def _by_quantile(dist: td.Distribution, shape: Shape, generator: torch.Generator) -> Tensor:
     like = _parameter(dist)
     u = _uniform(dist._extended_shape(shape), like, generator)
@@ -241,6 +255,26 @@ def _with_implicit_gradient(d: td.MixtureSameFamily, x: Tensor) -> Tensor:
     return found.to(x.dtype)
 
 
+def _lkj(d: td.LKJCholesky, shape: Shape, generator: torch.Generator) -> Tensor:
+    """Row by row: a direction, and how far from the diagonal it leads.
+
+    Lewandowski, Kurowicka & Joe (2009), Generating random correlation matrices, J. Multivariate
+    Analysis 100, section 3.2; torch's own draws have another law for matrices of three rows.
+    """
+    rows = torch.arange(1, d.dim, dtype=torch.float64, device=d.concentration.device)
+    wide = (*shape, *d.batch_shape, d.dim - 1)
+    below = _log_gamma_noise(0.5 * rows, wide, generator)
+    left = d.concentration.double()[..., None] + 0.5 * (d.dim - 1 - rows)
+    logit = below - _log_gamma_noise(left, wide, generator)
+    direction = _noise((*wide, d.dim), logit, generator).tril()
+    direction = direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+    lower = torch.sigmoid(logit).sqrt()[..., None] * direction
+    first = torch.zeros_like(lower[..., :1, :])
+    factor = torch.cat([first, lower], dim=-2)
+    diagonal = torch.cat([torch.ones_like(logit[..., :1]), torch.sigmoid(-logit).sqrt()], dim=-1)
+    return (factor + torch.diag_embed(diagonal)).to(d.concentration.dtype)
+
+
 def _independent(d: td.Independent, shape: Shape, generator: torch.Generator) -> Tensor:
     return draw(d.base_dist, shape, generator)
 
@@ -268,4 +302,5 @@ _RULES: dict[type[td.Distribution], Callable[..., Tensor]] = {
     td.Multinomial: _multinomial,
     td.MixtureSameFamily: _mixture,
     td.Independent: _independent,
+    td.LKJCholesky: _lkj,
 }

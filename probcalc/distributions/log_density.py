@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,18 +14,24 @@ from torch.distributions import (
     Cauchy,
     Distribution,
     GeneralizedPareto,
+    Independent,
     InverseGamma,
     Kumaraswamy,
     Laplace,
     MixtureSameFamily,
     Normal,
+    Pareto,
     StudentT,
+    TransformedDistribution,
     VonMises,
+    constraints,
 )
+from torch.distributions.transforms import AbsTransform
 
 from probcalc.distributions.elementary import generalized_pareto_hazard
 from probcalc.distributions.rebuild import taken_apart
 from probcalc.distributions.special import tracked
+from probcalc.distributions.support import some_point, support_of
 
 
 def log_density(dist: Distribution, x: Real[Tensor, "*x"]) -> Float[Tensor, "*out"]:
@@ -32,12 +39,44 @@ def log_density(dist: Distribution, x: Real[Tensor, "*x"]) -> Float[Tensor, "*ou
 
     Von Mises: torch approximates the Bessel function to about eight digits. Kumaraswamy: it loses
     1 − x^a where x is near one. Generalised Pareto: it fails in double precision. Inverse gamma:
-    it has no value at zero.
+    it has no value at zero. Images under |x|: it has no density.
+    Pareto: it goes on below the scale.
     """
     for family, own in _OWN.items():
         if isinstance(dist, family):
             return own(dist, x)
+    if type(dist) is TransformedDistribution and not dist.event_shape:
+        folds = [isinstance(t, AbsTransform) for t in dist.transforms]
+        if any(folds):
+            return _folded(dist, len(folds), x)
     return dist.log_prob(x)
+
+
+def log_density_anywhere(dist: Distribution, x: Real[Tensor, "*x"]) -> Float[Tensor, "*out"]:
+    """As `log_density`, and −∞ outside the support, where formulas of torch's go on or fail."""
+    if isinstance(dist, Independent):
+        base = log_density_anywhere(dist.base_dist, x)
+        axes = dist.reinterpreted_batch_ndims
+        return base.flatten(base.ndim - axes).sum(dim=-1) if axes else base
+    try:
+        support = support_of(dist)
+    except NotImplementedError:
+        return log_density(dist, x)
+    if dist.support is constraints.real and not isinstance(dist, VonMises):
+        return log_density(dist, x)
+    lower, upper = (t.detach().to(x.device) for t in (support.lower, support.upper))
+    inside = (x >= lower) & (x <= upper)
+    place = lower if support.discrete else some_point(lower, upper)
+    return torch.where(
+        inside, log_density(dist, torch.where(inside, x, place.to(x.dtype))), -math.inf
+    )
+
+
+def _pareto(d: Any, x: Tensor) -> Tensor:
+    beyond = x >= d.scale
+    ratio = torch.where(beyond, x, d.scale) / d.scale
+    density = (d.alpha / d.scale).log() - (d.alpha + 1) * ratio.log()
+    return torch.where(beyond, density, -math.inf)
 
 
 def _von_mises(d: Any, x: Tensor) -> Tensor:
@@ -71,6 +110,19 @@ def _generalized_pareto(d: Any, x: Tensor) -> Tensor:
     return torch.where(inside, -d.scale.log() - (1 + shape) * hazard, -math.inf)
 
 
+def _folded(d: Any, count: int, x: Tensor) -> Tensor:
+    """After the first so many transforms, of which one may be an absolute value: both branches."""
+    if count == 0:
+        return log_density(d.base_dist, x)
+    transform, before = d.transforms[count - 1], partial(_folded, d, count - 1)
+    if isinstance(transform, AbsTransform):
+        size = x.abs()
+        both = torch.logaddexp(before(size), before(-size))
+        return torch.where(x >= 0, both, -math.inf)
+    start = transform.inv(x)
+    return before(start) - transform.log_abs_det_jacobian(start, x)
+
+
 def _mixture(d: Any, x: Tensor) -> Tensor:
     """Component by component, which is several times as fast as along a short last axis."""
     parts = d.component_distribution
@@ -90,6 +142,7 @@ def _mixture(d: Any, x: Tensor) -> Tensor:
 _PLAIN, _MOST_PARTS = (Normal, StudentT, Cauchy, Laplace), 8
 _OWN: dict[type[Distribution], Callable[[Any, Tensor], Tensor]] = {
     VonMises: _von_mises,
+    Pareto: _pareto,
     MixtureSameFamily: _mixture,
     Kumaraswamy: _kumaraswamy,
     GeneralizedPareto: _generalized_pareto,

@@ -64,6 +64,13 @@ def support_of(dist: Distribution) -> Support:
     return Support(*(end.expand(dist.batch_shape) for end in ends), discrete)
 
 
+def some_point(lower: Tensor, upper: Tensor) -> Tensor:
+    """A number inside of an interval, ends of which may be infinite."""
+    bounded = torch.where(upper.isinf(), lower + 1, 0.5 * (lower + upper))
+    free = torch.where(upper.isinf(), 0.0, upper - 1)
+    return torch.where(lower.isinf(), free, bounded)
+
+
 def device_of(dist: Distribution) -> torch.device | None:
     """Of the tensors that a distribution holds, or what it is made of; None if it holds none."""
     ahead: list[Any] = [dist]

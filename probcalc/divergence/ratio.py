@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Distribution, MixtureSameFamily
 
-from probcalc.distributions.log_density import log_density
+from probcalc.distributions.log_density import log_density_anywhere
 from probcalc.distributions.quantile import quantile
 from probcalc.distributions.rebuild import in_double, taken_apart
 from probcalc.distributions.support import device_of, support_of
@@ -58,7 +58,7 @@ def log_ratio_mean(
 
 def log_ratio(p: Distribution, q: Distribution, x: Tensor) -> Tensor:
     """Ln p − ln q, infinite where one has no mass, and 0 where neither has."""
-    log_p, log_q = log_density(p, x), log_density(q, x)
+    log_p, log_q = log_density_anywhere(p, x), log_density_anywhere(q, x)
     here, there = log_p > -math.inf, log_q > -math.inf
     ratio = torch.where(here, log_p, 0.0) - torch.where(there, log_q, 0.0)
     return torch.where(here & ~there, math.inf, torch.where(there & ~here, -math.inf, ratio))

@@ -24,6 +24,7 @@ from torch import distributions as td
 from torch.distributions import Distribution
 
 from probcalc._random import child, draw_seed, forked
+from probcalc.distributions.draw import sampled
 from probcalc.distributions.log_density import log_density
 from probcalc.distributions.rebuild import copied
 from probcalc.integration.control_variates import Control
@@ -265,8 +266,8 @@ class Draws:
 
     def drawn(self, dist: Distribution, at: int, size: int) -> Tensor:
         """The draws of a block that starts so far into the stream."""
-        with forked(child(self.seed, at).initial_seed(), self.posed.device):
-            return dist.sample((size,)) if self.posed.by_score else dist.rsample((size,))
+        seed, posed = child(self.seed, at).initial_seed(), self.posed
+        return sampled(dist, size, seed, posed.device, gradient=not posed.by_score)
 
     def _by_score(self, dist: Distribution, x: Tensor, f: Tensor) -> Tensor:
         log_p = dist.log_prob(x).reshape(*f.shape[:2], *[1] * (f.ndim - 2)).expand(f.shape)

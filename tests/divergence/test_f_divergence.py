@@ -211,3 +211,38 @@ def test_wasserstein_of_vectors_mixtures_and_others():
         pc.wasserstein(FAMILIES["Dirichlet"], FAMILIES["Dirichlet"])
     with pytest.raises(ValueError, match="must be 1 or 2"):
         pc.wasserstein(first, second, 3)
+
+
+# pairs of which one has no mass where the other has some: p, q, and ½ ∫ |p − q| by SciPy
+ENDS = {
+    "normal, exponential": (td.Normal(ZERO, ONE), td.Exponential(ONE), 0.5),
+    "Pareto": (td.Pareto(ONE, number(3.0)), td.Pareto(number(1.1), number(3.3)), 0.2501943124212),
+    "normal, Weibull": (td.Normal(ZERO, ONE), td.Weibull(ONE, number(2.0)), 0.5460616771957),
+    "exponential, Pareto": (td.Exponential(ONE), td.Pareto(ONE, number(3.0)), 0.6526677405324),
+    "normal, uniform by another name": (
+        td.Normal(ZERO, ONE),
+        td.ContinuousBernoulli(number(0.5)),
+        0.6586552539314570,
+    ),
+    "half-normal, normal": (td.HalfNormal(ONE), td.Normal(ZERO, ONE), 0.5),
+    "more trials": (td.Binomial(3, number(0.5)), td.Binomial(1, number(0.5)), 0.5),
+    "Bernoulli, Poisson": (
+        td.Bernoulli(number(0.5)),
+        td.Poisson(ONE),
+        1 - 2 * math.exp(-1),
+    ),
+}
+
+
+@pytest.mark.parametrize(("p", "q", "truth"), ENDS.values(), ids=ENDS.keys())
+def test_mass_where_the_other_has_none(p: td.Distribution, q: td.Distribution, truth: float):
+    for found in (pc.total_variation(p, q), pc.total_variation(q, p)):
+        assert abs(float(found.value) - truth) <= float(found.error) + 1e-9
+
+
+def test_vectors_of_which_one_has_no_mass_below_zero(generator: torch.Generator):
+    """Of two independent coordinates, a quarter of the normal's mass is shared at most."""
+    p = td.Independent(td.Normal(torch.zeros(2).double(), 1.0), 1)
+    q = td.Independent(td.HalfNormal(torch.ones(2).double()), 1)
+    found = pc.total_variation(p, q, method=pc.MonteCarlo(2**14), generator=generator)
+    assert abs(float(found.value) - 0.75) <= float(found.error)

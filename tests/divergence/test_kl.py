@@ -16,10 +16,12 @@ from torch import Tensor
 from torch import distributions as td
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from probcalc import EstimateWarning, GaussKronrod, MonteCarlo, kl
+from probcalc import EstimateWarning, GaussKronrod, MonteCarlo, expect, kl
+from probcalc.distributions.draw import draw
 from probcalc.distributions.rebuild import taken_apart
 from probcalc.divergence.cross import cross_terms
 from probcalc.divergence.kl import FORMULAS
+from probcalc.divergence.ratio import log_ratio
 from probcalc.integration.enumeration import Enumeration
 
 ONE, ZERO = number(1.0), number(0.0)
@@ -46,6 +48,7 @@ KINDS = {
     "closed form": "formula",
     "proof": "proof",
     "adaptive Gauss–Kronrod": "quadrature",
+    "trapezoidal rule": "quadrature",
     "enumeration": "sum",
     "adaptive cubature": "cubature",
     "sparse grid": "cubature",
@@ -166,11 +169,56 @@ def folded(loc: float) -> td.Distribution:
     return td.TransformedDistribution(td.Normal(number(loc), ONE), [td.AbsTransform()])
 
 
+def beside(name: str) -> td.Distribution:
+    """A member of the family that is nowhere much larger."""
+    if name == "Uniform":
+        return td.Uniform(number(0.2), number(0.8), validate_args=False)
+    return logistic(0.4, 1.6) if name == "TransformedDistribution" else moved(FAMILIES[name])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.filterwarnings("ignore::probcalc.EstimateWarning", "ignore:Singular sample")
+def test_every_sampler_draws_from_its_density(name: str, generator: torch.Generator):
+    """E_p[q/p] = 1."""
+    p, q = FAMILIES[name], beside(name)
+    found = expect(
+        lambda x: (log_ratio(q, p, x)).exp(),
+        p,
+        method=MonteCarlo(2**14),
+        confidence=1 - 1e-6,
+        generator=generator,
+    )
+    assert abs(float(found.value) - 1) <= float(found.error)
+    assert float(found.error) < 0.1
+
+
 class TestDefectsOfTorch:
     """Section by section what `torch.distributions.kl_divergence` gets wrong or refuses."""
 
     def test_a_support_that_ends_where_the_other_does(self):
         assert float(kl(td.ContinuousBernoulli(number(0.3)), td.Uniform(ZERO, ONE)).value) < 0.03
+
+    @pytest.mark.filterwarnings("ignore::probcalc.EstimateWarning")
+    def test_a_transform_that_folds(self):
+        """|X| for X ~ N(1, 1) and for X ~ N(−1, 1) are one distribution."""
+        assert float(kl(folded(1.0), folded(-1.0)).value) == pytest.approx(0, abs=1e-9)
+        other, half = kl(folded(1.0), folded(0.0)), td.HalfNormal(ONE)
+        assert other.ok
+        assert float(other.value) == pytest.approx(float(kl(folded(1.0), half).value), rel=1e-7)
+        # ∫ φ(x − 1) ln cosh x dx − ½
+        x = torch.linspace(-12, 14, 20001, dtype=torch.float64)
+        density = (-0.5 * (x - 1).square()).exp() / math.sqrt(2 * math.pi)
+        truth = torch.trapezoid(density * x.cosh().log(), x) - 0.5
+        assert float(other.value) == pytest.approx(float(truth), rel=1e-7)
+
+    def test_correlations_are_drawn_from_their_law(self, generator: torch.Generator):
+        """R₂₀ of three rows and concentration 2 has variance 1/(2η + d − 1)."""
+        rows = draw(td.LKJCholesky(3, number(2.0)), (2**15,), generator)
+        found = (rows @ rows.mT)[:, 2, 0]
+        std = found.square().std() / 2**7.5
+        assert abs(float(found.square().mean()) - 1 / 6) <= 5 * float(std)
+        by_draws = kl(*KNOWN["LKJ"][:2], method=MonteCarlo(2**14), generator=generator)
+        assert abs(float(by_draws.value) - KNOWN["LKJ"][2]) <= 2 * float(by_draws.error)
 
     def test_no_rate_at_all(self):
         assert float(kl(td.Poisson(ZERO), td.Poisson(ONE)).value) == 1
