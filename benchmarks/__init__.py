@@ -13,5 +13,6 @@ BENCHMARKS = {
     "honesty_random": "the same with each random method forced",
     "coverage": "how often the bars of random methods hold the truth",
     "monte_carlo": "random methods against vegas, QMCPy and SciPy, and long streams",
+    "divergences": "closed forms against torch's, and pairs that have none",
     "vi_small": "time to a converged posterior against Pyro's and NumPyro's SVI",
 }
