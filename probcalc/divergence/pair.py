@@ -144,6 +144,10 @@ def _satisfied(constraint: constraints.Constraint, value: Tensor) -> bool:
         isinstance(end, (int, float)) for end in ends
     ):
         return bool(value.amin() >= ends[0]) and bool(value.amax() <= ends[1])
+    if constraint is constraints.lower_cholesky:
+        rows, columns = torch.triu_indices(*value.shape[-2:], offset=1)
+        diagonal = value.diagonal(dim1=-2, dim2=-1)
+        return bool(diagonal.amin() > 0) and not bool(value[..., rows, columns].any())
     if isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     if constraint is constraints.real:

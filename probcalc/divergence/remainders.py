@@ -15,13 +15,14 @@ from functools import cache
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.special import roots_jacobi
+from scipy.special import roots_jacobi, zeta
 from torch import Tensor
 
 from probcalc.distributions.special import computed_where
 from probcalc.divergence.gamma_functions import shape_tangent_gap, trigamma, trigamma_excess
 
 _NEAR = 0.02  # of the smaller argument: distances from which a difference keeps its digits
+_NEAR_ONE, _ZETA_TERMS = 1e-3, 6  # where ln Γ is as small as its argument's distance
 _POINTS = 4  # which over such distances leave 1e-15
 
 
@@ -49,11 +50,17 @@ def lgamma_gap(a: Float[Tensor, "*a"], b: Float[Tensor, "*b"]) -> Float[Tensor, 
 
 def lgamma_gap_at_one(b: Float[Tensor, "*b"], log_gamma: Float[Tensor, "*b"]) -> Tensor:
     """Of ln Γ at one, given what that is at b."""
-    near = (b - 1).abs() <= _NEAR
-    apart = log_gamma + np.euler_gamma * (b - 1)
-    return computed_where(
-        near, lambda b: near_gap(torch.ones_like(b), b, trigamma, _POINTS), apart, b
-    )
+    x = b - 1
+    apart = log_gamma + np.euler_gamma * x
+
+    def series(x: Tensor) -> Tensor:
+        """Σ ζ(k) (−x)^k/k from the second term on; Abramowitz & Stegun (1964), 6.1.33."""
+        total: Tensor | float = 0.0
+        for k in range(_ZETA_TERMS, 1, -1):
+            total = total * -x + float(zeta(k)) / k
+        return x.square() * total
+
+    return computed_where(x.abs() <= _NEAR_ONE, series, apart, x)
 
 
 def shape_gap(a: Float[Tensor, "*a"], b: Float[Tensor, "*b"]) -> Float[Tensor, "*out"]:

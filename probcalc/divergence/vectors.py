@@ -21,7 +21,6 @@ from probcalc.divergence.line import dirichlet
 from probcalc.divergence.remainders import (
     lgamma_gap,
     near_gap,
-    ratio_gap,
     scaled_gap,
 )
 
@@ -29,22 +28,23 @@ _NEAR = 0.02  # of the smaller argument
 
 
 def multivariate_normal(m1: Tensor, l1: Tensor, m2: Tensor, l2: Tensor) -> Tensor:
-    """Shapes, then places, both in the second's units."""
-    place = torch.linalg.solve_triangular(l2, (m1 - m2)[..., None], upper=False)
-    return 0.5 * (_shapes(l1, l2) + place.square().sum(dim=(-2, -1)))
+    """Shapes and places, both in the second's units."""
+    return 0.5 * _shapes(l1, l2, (m1 - m2)[..., None])
 
 
-def _shapes(l1: Tensor, l2: Tensor) -> Tensor:
-    """Trace of Σ₂⁻¹ Σ₁ − 1 − ln det."""
-    apart = torch.linalg.solve_triangular(l2, l1 - l2, upper=False)
-    diagonal = apart.diagonal(dim1=-2, dim2=-1)
-    alone = torch.tril(apart, diagonal=-1).square().sum(dim=(-2, -1))
-    # d² + 2d − 2 ln(1 + d), for what the ratio of diagonals is above one
+def _shapes(l1: Tensor, l2: Tensor, *besides: Tensor) -> Tensor:
+    """Trace of Σ₂⁻¹ Σ₁ − 1 − ln det, and squared columns in the same units."""
+    right = l1 - l2
+    if besides:
+        batch = torch.broadcast_shapes(*(t.shape[:-2] for t in (right, *besides)))
+        right = torch.cat([t.expand(*batch, *t.shape[-2:]) for t in (right, *besides)], dim=-1)
+    apart = torch.linalg.solve_triangular(l2, right, upper=False)
+    above = apart.diagonal(dim1=-2, dim2=-1)
     direct = l1.diagonal(dim1=-2, dim2=-1) / l2.diagonal(dim1=-2, dim2=-1)
-    close = diagonal.abs() < 0.5
-    above = torch.where(close, diagonal, 0.0)
-    small = above.square() + 2 * (above - torch.log1p(above)).clamp(min=0.0)
-    return torch.where(close, small, ratio_gap(direct.square())).sum(dim=-1) + alone
+    close = above.abs() < 0.5
+    log = torch.where(close, torch.log1p(torch.where(close, above, 0.0)), direct.log())
+    # r² − 1 − 2 ln r with r = 1 + d is d² + 2 (d − ln r)
+    return apart.square().sum(dim=(-2, -1)) + 2 * (above - log).clamp(min=0.0).sum(dim=-1)
 
 
 def wishart(n1: Tensor, l1: Tensor, n2: Tensor, l2: Tensor) -> Tensor:
