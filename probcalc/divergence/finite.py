@@ -64,7 +64,7 @@ def bernoulli_from_probs(p: Tensor, q: Tensor) -> Tensor:
 
 def geometric_from_probs(p: Tensor, q: Tensor) -> Tensor:
     """As many Bernoulli trials as are expected."""
-    return bernoulli_from_probs(p, q) / p
+    return ratio_gap(q / p) + mass_of_both(1 - p, 1 - q) / p
 
 
 def geometric(log_p1: Tensor, log_p0: Tensor, log_q1: Tensor, log_q0: Tensor) -> Tensor:

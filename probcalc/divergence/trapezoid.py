@@ -83,7 +83,7 @@ def _places(d: td.Distribution) -> tuple[Tensor, Tensor]:
     return d.loc[..., None], d.scale[..., None]
 
 
-def _counted(start: float, stop: float, like: Tensor) -> Float[Tensor, "k 1"]:
+def _counted(start: float, stop: int, like: Tensor) -> Float[Tensor, "k 1"]:
     return torch.arange(start, stop, dtype=like.dtype, device=like.device)[:, None]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import warnings
 from collections import Counter
 
@@ -454,6 +456,30 @@ def test_formulas_run_under_transforms(fn):
         c = a.clone().requires_grad_()
         (expected,) = torch.autograd.grad(fn(c, b).sum(), c)
     torch.testing.assert_close(slopes, expected)
+
+
+COMPILED = """
+import torch
+from torch import distributions as td
+from probcalc import kl
+
+def fn(a, b):
+    first, second = td.Normal(a, b, False), td.Gamma(a, b, False)
+    return kl(first, td.Normal(b, a, False)).value + kl(second, td.Gamma(b, a, False)).value
+
+a = torch.tensor([0.5, 1.2, 3.0]).double()
+b = torch.tensor([1.1, 0.7, 2.0]).double()
+expected = fn(a, b)
+torch.testing.assert_close(torch.compile(fn, backend="aot_eager")(a, b), expected)
+"""
+
+
+def test_formulas_compile():
+    """In a process of its own: the compiler traces no run-time type checks, and sets flags."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 BAD = {
