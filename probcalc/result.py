@@ -98,10 +98,7 @@ class Estimate:
     def barred_later(
         cls, value: Float[Tensor, " ..."], bar: Callable[[Tensor], Tensor], *, method: str
     ) -> Estimate:
-        """A value whose bar depends on nothing else, and is computed when it is first read.
-
-        Of a million closed forms the bars would cost as much as the values.
-        """
+        """A value whose bar, which may cost as much, is computed when it is first read."""
         result = object.__new__(cls)
         rest = {f.name: f.default for f in fields(cls) if f.default is not MISSING}
         rest |= {"value": value, "method": method, "diagnostics": {}, "_bar": bar}
@@ -117,9 +114,6 @@ class Estimate:
 
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
     @property
     def ok(self) -> bool:
