@@ -53,6 +53,7 @@ _HOME = {
     "load_posterior": "probcalc.inference.posterior",
     "SampleAverage": "probcalc.inference.fit",
     "kl": "probcalc.divergence.kl",
+    "kl_bounds": "probcalc.divergence.bounds",
     "jeffreys": "probcalc.divergence.f_divergence",
     "jensen_shannon": "probcalc.divergence.f_divergence",
     "total_variation": "probcalc.divergence.f_divergence",
