@@ -179,7 +179,7 @@ def test_batches_are_loops():
             assert one.lower_by == found.lower_by[i][j]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("side", ["lower", "upper"])
 def test_derivatives(side: str, seed: int):
     g = torch.Generator().manual_seed(seed)
@@ -194,7 +194,7 @@ def test_derivatives(side: str, seed: int):
         )
         return getattr(kl_bounds(p, q), side)
 
-    torch.autograd.gradcheck(bound, [t.requires_grad_() for t in given], atol=2e-5)
+    torch.autograd.gradcheck(bound, [t.requires_grad_() for t in given], atol=2e-5, fast_mode=True)
 
 
 def test_no_weight_is_no_component():
