@@ -64,6 +64,8 @@ _HOME = {
     "wasserstein": "probcalc.divergence.transport",
     "kl_from_samples": "probcalc.divergence.from_samples",
     "mutual_information_from_samples": "probcalc.divergence.from_samples",
+    "energy_distance": "probcalc.divergence.distances",
+    "maximum_mean_discrepancy": "probcalc.divergence.distances",
     "kl_from_log_probs": "probcalc.divergence.from_log_probs",
     "K1": "probcalc.divergence.from_log_probs",
     "K2": "probcalc.divergence.from_log_probs",

@@ -72,7 +72,7 @@ class Controlled:
         """The value u + c (e^−u − 1); the log ratio alone where r has no variance."""
         control = torch.expm1(-u.clamp(min=-_MOST))
         flat, ratio = (t.reshape(len(u), -1) for t in (u, control))
-        if len(u) < 2 * _HALVES or _heavy(ratio.abs().sum(dim=1)):
+        if len(u) < 2 * _HALVES or heavy_tailed(ratio.abs().sum(dim=1)):
             return u
         halves = [slice(i, None, _HALVES) for i in range(_HALVES)]
         weights = [_weight(flat[half], ratio[half]) for half in halves]
@@ -89,8 +89,15 @@ def _weight(u: Tensor, control: Tensor) -> Tensor:
     return torch.where(size > 0, -(a * b).sum() / torch.where(size > 0, size, 1.0), 1.0)
 
 
-def _heavy(size: Float[Tensor, " n"]) -> bool:
-    return float(_running(size).khat().squeeze()) > _NO_VARIANCE
+def heavy_tailed(size: Float[Tensor, " n"], sure: float = 0.0) -> bool:
+    """Whether draws of this size seem to have no variance, by so many standard errors.
+
+    Too few to tell (about two dozen) count as heavy, unless it has to be sure.
+    """
+    khat = float(_running(size).khat().squeeze())
+    if sure and math.isfinite(khat):
+        khat -= sure * (1 + khat) / tail_length(len(size)) ** 0.5
+    return khat > _NO_VARIANCE and (math.isfinite(khat) or not sure)
 
 
 def _running(terms: Float[Tensor, " n"]) -> Running:
@@ -151,7 +158,7 @@ def kl_from_log_probs(
     influence = share * (sums - value * counts) / total
     n = len(p)
     std_error = (influence.square().sum() * n / (n - 1)).sqrt()
-    heavy = _heavy((n * influence).abs()) if n > 2 else False
+    heavy = heavy_tailed((n * influence).abs()) if n > 2 else False
     status = Status.INFINITE_VARIANCE if heavy else Status.OK
     status = status | (Status.OK if bool(value.isfinite()) else Status.NON_FINITE)
     bar = half_width(std_error, n - 1, confidence)

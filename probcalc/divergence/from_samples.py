@@ -56,21 +56,18 @@ def kl_from_samples(
     """
     if (y is None) == (log_q is None):
         raise ValueError("give either draws `y` of q or its `log_q`.")
-    first = _checked("x", x, k)
-    second = None if y is None else _checked("y", y, k)
-    if second is not None and second.shape[1] != first.shape[1]:
-        raise ValueError(
-            f"`x` and `y` must have draws of one dimension, got {first.shape[1]} and "
-            f"{second.shape[1]}."
-        )
-    if second is not None:
+    if y is not None:
+        first, second = paired(x.detach(), y.detach())
+        _check_neighbours("y", second, k)
         terms = lambda a, b: _two_samples(a, b, k)  # noqa: E731
         rest: tuple[Tensor, ...] = (first, second)
     else:
         assert log_q is not None
+        first = _draws("x", x.detach())
         at = log_q(x).double().reshape(len(first))
         terms = lambda a, b: _one_sample(a, b[:, 0], k)  # noqa: E731
-        rest = (first, at[:, None])
+        rest = (_centred(first), at[:, None])
+    _check_neighbours("x", first, k)
     return _estimate(terms, rest, first.shape[1], confidence, f"{k} nearest neighbours")
 
 
@@ -91,7 +88,9 @@ def mutual_information_from_samples(
     Raises:
         ValueError: If numbers of draws differ; as of `kl_from_samples`.
     """
-    first, second = _checked("x", x, k), _checked("y", y, k)
+    first, second = (_centred(_draws(name, t.detach())) for name, t in (("x", x), ("y", y)))
+    for name, t in (("x", first), ("y", second)):
+        _check_neighbours(name, t, k)
     if len(first) != len(second):
         raise ValueError(f"draws must be paired, got {len(first)} and {len(second)}.")
     terms = lambda a, b: _shared(a, b, k)  # noqa: E731
@@ -120,25 +119,54 @@ def _estimate(
     return Estimate(value, error, std_error, float(n - 1), confidence, 0, n, method, diagnostics)
 
 
-def _checked(name: str, x: Tensor, k: int) -> Float[Tensor, " n d"]:
-    if k < 1:
-        raise ValueError(f"`k` must be at least 1, got {k}.")
-    if x.ndim not in (1, 2) or len(x) < 2 * (k + 1):
+def paired(x: Tensor, y: Tensor) -> tuple[Float[Tensor, " n d"], Float[Tensor, " m d"]]:
+    """Draws of one dimension, in float64, from where the middle of them all is.
+
+    So that what is computed does not depend on where zero is.
+
+    Raises:
+        ValueError: If dimensions differ, there are fewer than 2 draws, or they are not finite.
+    """
+    first, second = _draws("x", x), _draws("y", y)
+    if first.shape[1] != second.shape[1]:
         raise ValueError(
-            f"`{name}` must hold at least {2 * (k + 1)} draws for {k} neighbours, of shape (n) or "
-            f"(n, d), got shape {tuple(x.shape)}."
+            f"`x` and `y` must have draws of one dimension, got {first.shape[1]} and "
+            f"{second.shape[1]}."
         )
-    x = x.detach().double().reshape(len(x), -1)
+    middle = torch.cat([first, second]).detach().mean(dim=0)
+    return first - middle, second - middle
+
+
+def _centred(x: Tensor) -> Tensor:
+    return x - x.mean(dim=0)
+
+
+def _draws(name: str, x: Tensor) -> Float[Tensor, " n d"]:
+    if x.ndim not in (1, 2) or len(x) < 2 or x.numel() == 0:
+        raise ValueError(
+            f"`{name}` must hold at least 2 draws, of shape (n) or (n, d), got shape "
+            f"{tuple(x.shape)}."
+        )
+    x = x.double().reshape(len(x), -1)
     if not bool(x.isfinite().all()):
         row = int((~x.isfinite()).any(dim=1).nonzero()[0])
         raise ValueError(f"`{name}` must be finite, but draw {row} is {x[row].tolist()}.")
+    return x
+
+
+def _check_neighbours(name: str, x: Float[Tensor, " n d"], k: int) -> None:
+    if k < 1:
+        raise ValueError(f"`k` must be at least 1, got {k}.")
+    if len(x) < 2 * (k + 1):
+        raise ValueError(
+            f"`{name}` must hold at least {2 * (k + 1)} draws for {k} neighbours, got {len(x)}."
+        )
     repeated = len(x) - len(x.unique(dim=0))
     if repeated:
         raise ValueError(
             f"`{name}` holds {repeated} draws more than once: neighbours at distance 0 have no "
             "density. Discrete families have `kl`."
         )
-    return x
 
 
 def _nearest(x: Tensor, y: Tensor, k: int) -> Float[Tensor, " n k"]:
