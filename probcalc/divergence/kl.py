@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 
 from probcalc.distributions.families import is_point_mass
 from probcalc.distributions.log_density import log_density
-from probcalc.divergence import crossed, finite, line, vectors
+from probcalc.divergence import crossed, finite, intervals, line, vectors
 from probcalc.divergence.cross import cross_terms
 from probcalc.divergence.formula import Formula
 from probcalc.divergence.pair import Pair, pair
@@ -38,6 +38,7 @@ FORMULAS: dict[tuple[type, type], Formula | Choice] = {
     **crossed.FORMULAS,
     **line.FORMULAS,
     **finite.FORMULAS,
+    **intervals.FORMULAS,
     **vectors.FORMULAS,
 }
 _RTOL = 1e-8  # where none is asked for

@@ -143,16 +143,18 @@ def _bessel_gap(a: Tensor, b: Tensor) -> Tensor:
     return computed_where(near, lambda a, b: near_gap(a, b, curvature), apart(a, b), a, b)
 
 
+def log_partition(x: Tensor) -> Tensor:
+    """ln((e^x − 1)/x)."""
+    # ln(2 sinh(x/2)/x) + x/2, even but for the last
+    half = 0.5 * x.abs()
+    safe = torch.where(half > 1e-3, half, 1.0)
+    large = safe + torch.log1p(-torch.exp(-2 * safe)) - (2 * safe).log()
+    small = half.square() / 6 - half**4 / 180
+    return torch.where(half > 1e-3, large, small) + 0.5 * x
+
+
 def continuous_bernoulli(l1: Tensor, l2: Tensor) -> Tensor:
     """Bregman divergence of ln((e^η − 1)/η), from logits."""
-
-    def log_partition(x: Tensor) -> Tensor:
-        # ln(2 sinh(x/2)/x) + x/2, even but for the last
-        half = 0.5 * x.abs()
-        safe = torch.where(half > 1e-3, half, 1.0)
-        large = safe + torch.log1p(-torch.exp(-2 * safe)) - (2 * safe).log()
-        small = half.square() / 6 - half**4 / 180
-        return torch.where(half > 1e-3, large, small) + 0.5 * x
 
     def mean(x: Tensor) -> Tensor:
         half = 0.5 * x
@@ -196,7 +198,8 @@ def _shape_rate(d: Any) -> tuple[Tensor, ...]:
     return d.concentration, d.rate
 
 
-def _logit(d: Any) -> tuple[Tensor]:
+def as_logit(d: Any) -> tuple[Tensor]:
+    """Of a family of two outcomes, without loss where that is what it was given."""
     if "probs" not in vars(d):
         return (d.logits,)
     probs = d.probs.double()
@@ -224,5 +227,5 @@ FORMULAS = {
     (td.Uniform, td.Uniform): Formula(uniform, lambda d: (d.low, d.high)),
     (td.Beta, td.Beta): Formula(beta, lambda d: (d.concentration1, d.concentration0)),
     (td.VonMises, td.VonMises): Formula(von_mises, lambda d: (d.loc, d.concentration)),
-    (td.ContinuousBernoulli, td.ContinuousBernoulli): Formula(continuous_bernoulli, _logit),
+    (td.ContinuousBernoulli, td.ContinuousBernoulli): Formula(continuous_bernoulli, as_logit),
 }

@@ -121,6 +121,7 @@ def _refuse_outside(label: str, d: Distribution, named: dict[str, Tensor]) -> No
     for name, value in named.items():
         constraint = d.arg_constraints.get(name)
         known = isinstance(constraint, constraints.Constraint)
+        known = known and not constraints.is_dependent(constraint)
         if not known or constraint.is_discrete or not value.numel() or not readable(value):
             continue
         if not _satisfied(constraint, value.detach()):

@@ -87,7 +87,9 @@ def _multinomial(p: Any, q: Any) -> Formula:
 
 
 def as_normal(d: Any) -> tuple[Tensor, Tensor]:
-    """Mean and Cholesky factor."""
+    """Mean and Cholesky factor; of independent normal coordinates too."""
+    if isinstance(d, td.Independent):
+        return d.base_dist.loc, d.base_dist.scale.diag_embed()
     if isinstance(d, td.LowRankMultivariateNormal):
         return d.loc, torch.linalg.cholesky(d.covariance_matrix.double())
     return d.loc, d.scale_tril
@@ -97,12 +99,22 @@ def _same_count(p: Any, q: Any) -> bool:
     return p.total_count == q.total_count
 
 
-_NORMALS = (td.MultivariateNormal, td.LowRankMultivariateNormal)
+def _are_normal(*pair: Any) -> bool:
+    """What is independent may be anything."""
+    return all(
+        type(d.base_dist) is td.Normal and d.reinterpreted_batch_ndims == 1
+        for d in pair
+        if isinstance(d, td.Independent)
+    )
+
+
+_NORMALS = (td.MultivariateNormal, td.LowRankMultivariateNormal, td.Independent)
 FORMULAS = {
     **{
-        (a, b): Formula(multivariate_normal, as_normal, events=2)
+        (a, b): Formula(multivariate_normal, as_normal, events=2, applies=_are_normal)
         for a in _NORMALS
         for b in _NORMALS
+        if (a, b) != (td.Independent, td.Independent)  # coordinate by coordinate
     },
     (td.Dirichlet, td.Dirichlet): Formula(dirichlet, lambda d: (d.concentration,), events=1),
     (td.Wishart, td.Wishart): Formula(wishart, lambda d: (d.df, d.scale_tril), events=2),
