@@ -21,6 +21,7 @@ from torch import distributions as td
 
 from probcalc.distributions.rebuild import in_double
 from probcalc.divergence.gamma_functions import trigamma
+from probcalc.divergence.kumaraswamy import kumaraswamy_terms
 from probcalc.divergence.line import as_gamma, as_weibull
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
@@ -46,6 +47,8 @@ def cross_terms(p: td.Distribution, q: td.Distribution) -> list[Tensor] | None:
     p, q = in_double(p), in_double(q)
     if isinstance(q, td.Normal):
         return _to_normal(p, q)
+    if isinstance(p, td.Kumaraswamy):
+        return kumaraswamy_terms(p, q)
     moments = next((_MOMENTS[f] for f in type(p).__mro__ if f in _MOMENTS), None)
     costs = [next((_COSTS[f] for f in type(d).__mro__ if f in _COSTS), None) for d in (p, q)]
     if moments is None or None in costs:

@@ -70,20 +70,25 @@ def _steep(breaks: Float[Tensor, "b s"], lower: Float[Tensor, " b"]) -> bool:
 
 
 def beyond(posed: Expectation, problem: Problem) -> Tensor | None:
-    """What the mass nearer to zero than any number adds, were the function still there.
+    """What the mass nearer to an end than any number adds, were the function still there.
 
-    None where the integral reaches as far as there is mass.
+    Of integrals over the logarithm, which are not extrapolated to where numbers end.
     """
     dist = in_double(posed.dist)
     if problem.lower.requires_grad or not bool((problem.lower == _LEAST).all()):
         return None
-    nearest = torch.full(posed.batch, math.exp(_LEAST), dtype=torch.float64, device=posed.device)
+    least = torch.full(posed.batch, math.exp(_LEAST), dtype=torch.float64, device=posed.device)
+    last = problem.upper.detach().exp().reshape(posed.batch)
+    last = torch.where(last.isfinite(), torch.nextafter(last, least), least)
     with torch.no_grad():
-        mass = cdf(dist, nearest)
-        f = posed.values(nearest[None])[0].abs()
+        nearest = torch.stack([least, last])
+        mass = torch.stack([cdf(dist, least), cdf(dist, last, upper=True)])
+        mass[1].masked_fill_(last == least, 0.0)
+        f = posed.values(nearest)
     if posed.shift is not None:
         f = (f - posed.shift.reshape([*posed.batch, *[1] * (f.ndim - mass.ndim)])).exp()
-    added = mass.reshape([*mass.shape, *[1] * (f.ndim - mass.ndim)]) * f
+    mass = mass.reshape([*mass.shape, *[1] * (f.ndim - mass.ndim)])
+    added = torch.where(mass > 0, mass * f.abs(), 0.0).sum(dim=0)
     return added.reshape(problem.size, *added.shape[len(posed.batch) :])
 
 
