@@ -22,6 +22,7 @@ from torch.distributions import Distribution
 
 from probcalc.distributions.families import is_point_mass
 from probcalc.distributions.log_density import log_density
+from probcalc.distributions.special import asked
 from probcalc.divergence import crossed, finite, intervals, line, vectors
 from probcalc.divergence.cross import cross_terms
 from probcalc.divergence.formula import Formula
@@ -43,6 +44,7 @@ FORMULAS: dict[tuple[type, type], Formula | Choice] = {
 }
 _RTOL = 1e-8  # where none is asked for
 _ROUNDING = 64 * torch.finfo(torch.float64).eps
+_FEW = 2**10  # elements of a batch that are looked at for what is infinite
 _HEAVY = "q falls off too fast for the tails of p"
 
 
@@ -92,7 +94,7 @@ def kl(
     posed = pair(p, q, name="the KL divergence")
     known = _by_formula(posed, posed.dtype) if method is None else None
     if known is not None:
-        return known
+        return _with_reason(known, posed)
     return posed.in_its_precision(_found(posed, ask))
 
 
@@ -157,6 +159,17 @@ def _by_formula(posed: Pair, dtype: torch.dtype = torch.float64) -> Estimate | N
             formula = found if isinstance(found, Formula) else found(p, q)
             return formula.kl(p, q, dtype) if formula.applies(p, q) else None
     return None
+
+
+def _with_reason(known: Estimate, posed: Pair) -> Estimate:
+    """Why a formula gives infinity, of batches so small that looking for it costs nothing."""
+    few = known.value.numel() <= _FEW and known.value.device.type == "cpu"
+    if not few or not asked(torch.any, known.value.detach().isinf()):
+        return known
+    proved, reason = _infinite(posed)
+    if proved is None or not bool(proved.any()):
+        reason = "ln q has no finite mean under p"
+    return replace(known, diagnostics={**known.diagnostics, "reason": reason})
 
 
 def _by_parts(posed: Pair, ask: dict[str, Any]) -> Estimate | None:
