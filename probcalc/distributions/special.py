@@ -7,7 +7,8 @@ numbers themselves are computed on the CPU.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
+_postponed: list[list[Tensor]] = []
 _LIBRARY = torch.library.Library("probcalc", "DEF")
 _LIBRARY.define("special(str name, Tensor[] args) -> Tensor")
 
@@ -55,11 +57,31 @@ def computed_where(
     mask: Tensor, function: Callable[..., Tensor], other: Tensor, *args: Tensor
 ) -> Tensor:
     """As torch.where, with the function computed where it is needed only."""
-    if not asked(torch.any, ~mask):
+    if not readable(mask):
         return torch.where(mask, function(*args), other)
-    if not asked(torch.any, mask):
+    if not bool(mask.any()):
         return other
+    if _postponed:
+        _postponed[-1].append(mask)
+        return other
+    if bool(mask.all()):
+        return torch.where(mask, function(*args), other)
     return other.masked_scatter(mask, function(*(t[mask] for t in args)))
+
+
+@contextmanager
+def postponed() -> Iterator[list[Tensor]]:
+    """Within it, `computed_where` leaves what few elements need for later.
+
+    Yields:
+        Masks of what it has not computed.
+    """
+    masks: list[Tensor] = []
+    _postponed.append(masks)
+    try:
+        yield masks
+    finally:
+        _postponed.pop()
 
 
 def _tracked(t: Tensor) -> bool:

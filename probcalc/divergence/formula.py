@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch import distributions as td
 
-from probcalc.distributions.special import readable, tracked
+from probcalc.distributions.special import postponed, readable, tracked
 from probcalc.result import Estimate
 
-_BLOCK = 2**15  # elements whose tensors stay in a core's cache from one operation to the next
+_BLOCK = 2**16  # elements whose tensors stay in a core's cache from one operation to the next
 _ROUNDING = 64 * torch.finfo(torch.float64).eps
 _MOST = 1e38  # that single precision holds
 
@@ -71,16 +71,24 @@ class Formula:
         return of(self._terms(given)).expand(batch)
 
     def _in_blocks(self, given: list[Tensor], batch: torch.Size, of: Picked) -> Tensor:
-        whole: Tensor | None = None
+        """What few elements need besides is computed in the end, for all of them."""
         events = [t.shape[t.ndim - self.events :] for t in given]
         flat = [t.expand(*batch, *e).reshape(-1, *e) for t, e in zip(given, events, strict=True)]
         size = max(1, _BLOCK // max(e.numel() for e in events))
-        for start in range(0, batch.numel(), size):
-            block = slice(start, start + size)
-            some = of(self._terms(t[block] for t in flat))
+        blocks = [slice(i, i + size) for i in range(0, batch.numel(), size)]
+        whole: Tensor | None = None
+        late: list[Tensor] = []
+        for block in blocks:
+            with postponed() as masks:
+                some = of(self._terms(t[block] for t in flat))
             whole = some.new_empty(batch.numel()) if whole is None else whole
             whole[block].copy_(some)
+            if masks:
+                rows = [mask.reshape(-1, some.numel()).any(dim=0) for mask in masks]
+                late.append(torch.stack(rows).any(dim=0).nonzero()[:, 0] + block.start)
         assert whole is not None
+        for index in torch.cat(late).split(size) if late else ():
+            whole[index] = of(self._terms(t[index] for t in flat))
         return whole.reshape(batch)
 
 

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probcalc.distributions.special import readable
+
 _SHIFT = 8
 _INNER = (0.0, 6.0, 10.0, 12.0)  # (a + k) (a + 7 − k) above q
 _LEAST = 2.0**-53 - 1  # so that a logarithm of one more is finite
@@ -36,36 +38,44 @@ _STIRLING = (
 
 def lgamma_excess(a: Float[Tensor, "*a"]) -> Float[Tensor, "*a"]:
     """The value ln Γ(a) − a ln a + a."""
-    z = a + _SHIFT
+    z, w = _moved(a)
     leading = 0.5 * (math.log(2 * math.pi) - z.log()) - _SHIFT
-    return leading + _lgamma_series(z) - a * _log_moved(z) - _passed(a, z).log()
+    return leading + _lgamma_series(z, w) - a * _log_moved(z) - _passed(a, z, w).log()
 
 
 def digamma_excess(a: Float[Tensor, "*a"]) -> Float[Tensor, "*a"]:
     """ψ(a) − ln a."""
-    z = a + _SHIFT
-    return _digamma_series(z) - _log_moved(z) - _sum_of_inverses(a)
+    z, w = _moved(a)
+    return _digamma_series(z, w) - _log_moved(z) - _sum_of_inverses(a)
 
 
 def trigamma_excess(a: Float[Tensor, "*a"]) -> Float[Tensor, "*a"]:
     """ψ′(a) − 1/a."""
-    z = a + _SHIFT
-    return _trigamma_series(z) - _SHIFT / (a * z) + _sum_of_squares(a)
+    z, w = _moved(a)
+    return _trigamma_series(z, w) - _SHIFT / (a * z) + _sum_of_squares(a)
 
 
 def trigamma(a: Float[Tensor, "*a"]) -> Float[Tensor, "*a"]:
     """ψ′(a), which torch has to ten digits only."""
-    z = a + _SHIFT
-    return 1 / z + _trigamma_series(z) + _sum_of_squares(a)
+    z, w = _moved(a)
+    return 1 / z + _trigamma_series(z, w) + _sum_of_squares(a)
 
 
 def shape_tangent_gap(a: Float[Tensor, "*a"], b: Float[Tensor, "*b"]) -> Float[Tensor, "*out"]:
     """What `lgamma_excess` is at b above its tangent at a, for arguments that are not near."""
-    za, zb = a + _SHIFT, b + _SHIFT
-    la, lb = _log_moved(za), _log_moved(zb)
-    slope = _sum_of_inverses(a) - _digamma_series(za)
-    logs = (_passed(b, zb) / _passed(a, za)).log() + 0.5 * (zb / za).log()
-    return (b - a) * slope - b * (lb - la) - logs + _lgamma_series(zb) - _lgamma_series(za)
+    (za, wa), (zb, wb) = _moved(a), _moved(b)
+    apart, moved = b - a, _log_moved(zb) - _log_moved(za)
+    slope = _sum_of_inverses(a) - _digamma_series(za, wa)
+    # of both logarithms' arguments, the second under a root
+    logs = (_passed(b, zb, wb) / _passed(a, za, wa) * (zb / za).sqrt()).log()
+    rest = _lgamma_series(zb, wb) - _lgamma_series(za, wa)
+    return torch.addcmul(rest - logs, apart, slope).addcmul(b, moved, value=-1)
+
+
+def _moved(a: Tensor) -> tuple[Tensor, Tensor]:
+    """The argument where the series has its digits, and one over its square."""
+    z = a + _SHIFT
+    return z, z.square().reciprocal()
 
 
 def _log_moved(z: Tensor) -> Tensor:
@@ -73,17 +83,22 @@ def _log_moved(z: Tensor) -> Tensor:
     return torch.log1p((-_SHIFT / z).clamp(min=_LEAST))
 
 
-def _passed(a: Tensor, z: Tensor) -> Tensor:
-    """The product of all a + k, over z⁸."""
-    w = z.square().reciprocal()
+def _passed(a: Tensor, z: Tensor, w: Tensor) -> Tensor:
+    """The product of all a + k, over z⁸; w is 1/z²."""
     q = a * (a + 7) * w
-    return q * (q + 6 * w) * (q + 10 * w) * (q + 12 * w)
+    product = q
+    for inner in _INNER[1:]:
+        product = product * torch.add(q, w, alpha=inner)
+    return product
 
 
 def _sum_of_inverses(a: Tensor) -> Tensor:
     """Σ 1/(a + k), two by two."""
     q = a * (a + 7)
-    return (2 * a + 7) * sum((q + inner).reciprocal() for inner in _INNER)
+    total = q.reciprocal()
+    for inner in _INNER[1:]:
+        total = total + (q + inner).reciprocal()
+    return (2 * a + 7) * total
 
 
 def _sum_of_squares(a: Tensor) -> Tensor:
@@ -96,25 +111,31 @@ def _sum_of_squares(a: Tensor) -> Tensor:
     return total
 
 
-def _lgamma_series(z: Tensor) -> Tensor:
-    return _series(z.square().reciprocal(), lambda k, c: c) / z
+def _lgamma_series(z: Tensor, w: Tensor) -> Tensor:
+    return _series(w, lambda k, c: c) / z
 
 
-def _digamma_series(z: Tensor) -> Tensor:
+def _digamma_series(z: Tensor, w: Tensor) -> Tensor:
     """Of ψ(z) − ln z."""
-    inverse = z.square().reciprocal()
-    return inverse * _series(inverse, lambda k, c: -(2 * k - 1) * c) - 0.5 / z
+    return w * _series(w, lambda k, c: -(2 * k - 1) * c) - 0.5 / z
 
 
-def _trigamma_series(z: Tensor) -> Tensor:
+def _trigamma_series(z: Tensor, w: Tensor) -> Tensor:
     """Of ψ′(z) − 1/z."""
-    inverse = z.square().reciprocal()
-    return inverse * (0.5 + _series(inverse, lambda k, c: (2 * k - 1) * 2 * k * c) / z)
+    return w * (0.5 + _series(w, lambda k, c: (2 * k - 1) * 2 * k * c) / z)
 
 
-def _series(inverse: Tensor, coefficient: Callable[[int, float], float]) -> Tensor:
-    """Σ c_k z^−(2k − 2), from 1/z², by Horner's scheme."""
-    total: Tensor | float = coefficient(len(_STIRLING), _STIRLING[-1])
-    for k in range(len(_STIRLING) - 1, 0, -1):
-        total = total * inverse + coefficient(k, _STIRLING[k - 1])
+def _series(w: Tensor, coefficient: Callable[[int, float], float]) -> Tensor:
+    """Σ c_k z^−(2k − 2), from w = 1/z², by Horner's scheme."""
+    last, *rest = [coefficient(k, c) for k, c in enumerate(_STIRLING, start=1)][::-1]
+    if w.device.type == "cpu" and readable(w):
+        # in one pass over the numbers for each
+        constants = torch.tensor(rest, dtype=w.dtype).unbind()
+        total = torch.add(constants[0], w, alpha=last)
+        for c in constants[1:]:
+            total = torch.addcmul(c, total, w)
+        return total
+    total = w * last + rest[0]
+    for c in rest[1:]:
+        total = total * w + c
     return total

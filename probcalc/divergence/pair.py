@@ -118,8 +118,14 @@ def _parameters(d: Distribution) -> dict[str, Tensor]:
 
 
 def _refuse_outside(label: str, d: Distribution, named: dict[str, Tensor]) -> None:
+    ordered: set[frozenset[int]] = set()  # of two ends it is enough to look once
     for name, value in named.items():
         constraint = d.arg_constraints.get(name)
+        bound = getattr(constraint, "lower_bound", getattr(constraint, "upper_bound", None))
+        ends = frozenset((id(value), id(bound)))
+        if torch.is_tensor(bound) and ends in ordered:
+            continue
+        ordered.add(ends)
         known = isinstance(constraint, constraints.Constraint)
         known = known and not constraints.is_dependent(constraint)
         if not known or constraint.is_discrete or not value.numel() or not readable(value):
