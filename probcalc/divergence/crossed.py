@@ -35,14 +35,14 @@ class Known:
 
     Args:
         mean: E X.
-        variance: Of X.
+        variance: Of X, where it is asked for.
         width: The entropy is its logarithm,
         entropy: and these terms.
         mean_log: E ln X, of positive variables.
     """
 
     mean: Tensor
-    variance: Tensor
+    variance: Callable[[], Tensor]
     width: Tensor
     entropy: tuple[Tensor, ...] = ()
     mean_log: Callable[[], Tensor] | None = None
@@ -62,28 +62,29 @@ class Cost:
 
 
 def _laplace(m: Tensor, b: Tensor) -> Known:
-    return Known(m, 2 * b.square(), 2 * math.e * b)
+    return Known(m, lambda: 2 * b.square(), 2 * math.e * b)
 
 
 def _normal(m: Tensor, s: Tensor) -> Known:
-    return Known(m, s.square(), math.sqrt(2 * math.pi * math.e) * s)
+    return Known(m, s.square, math.sqrt(2 * math.pi * math.e) * s)
 
 
 def _gumbel(m: Tensor, b: Tensor) -> Known:
-    variance = (math.pi**2 / 6) * b.square()
+    variance = lambda: (math.pi**2 / 6) * b.square()  # noqa: E731
     return Known(m + np.euler_gamma * b, variance, math.exp(1 + np.euler_gamma) * b)
 
 
 def _exponential(r: Tensor) -> Known:
     mean = 1 / r
-    return Known(mean, mean.square(), math.e * mean, (), lambda: -np.euler_gamma - r.log())
+    return Known(mean, mean.square, math.e * mean, (), lambda: -np.euler_gamma - r.log())
 
 
 def _gamma(a: Tensor, b: Tensor) -> Known:
     mean, digamma = a / b, digamma_excess(a)
     # ln Γ(a) + (1 − a) ψ(a) + a − ln b, in which a ln a cancels
     entropy = lgamma_excess(a) + (1 - a) * digamma
-    return Known(mean, mean / b, mean, (entropy,), lambda: digamma + mean.log())
+    mean_log = lambda: digamma + mean.log()  # noqa: E731
+    return Known(mean, lambda: mean / b, mean, (entropy,), mean_log)
 
 
 def _beta(a: Tensor, b: Tensor) -> Known:
@@ -95,7 +96,7 @@ def _beta(a: Tensor, b: Tensor) -> Known:
         (1 - b) * (digammas[1] - digammas[2]),
     )
     mean = a / n
-    variance = mean * (b / n) / (n + 1)
+    variance = lambda: mean * (b / n) / (n + 1)  # noqa: E731
     return Known(mean, variance, torch.ones_like(mean), entropy, lambda: digammas[0] - digammas[2])
 
 
@@ -108,14 +109,14 @@ def _gammas(a: Tensor) -> tuple[Tensor, Tensor]:
 def _pareto(x0: Tensor, a: Tensor) -> Known:
     inverse = 1 / a
     # what does not exist is infinite
-    first, second = ((a - k).clamp(min=0.0) for k in (1.0, 2.0))
+    first = (a - 1).clamp(min=0.0)
     mean = a * x0 / first
-    variance = mean * x0 / (first * second)
+    variance = lambda: mean * x0 / (first * (a - 2).clamp(min=0.0))  # noqa: E731
     return Known(mean, variance, x0 * inverse, (inverse + 1,), lambda: x0.log() + inverse)
 
 
 def _to_normal(p: Known, m: Tensor, s: Tensor) -> Cost:
-    terms = (0.5 * p.variance / s.square(), 0.5 * ((p.mean - m) / s).square())
+    terms = (0.5 * p.variance() / s.square(), 0.5 * ((p.mean - m) / s).square())
     return Cost(math.sqrt(2 * math.pi) * s, terms)
 
 

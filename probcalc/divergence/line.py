@@ -86,10 +86,10 @@ def pareto(x1: Tensor, a1: Tensor, x2: Tensor, a2: Tensor) -> Tensor:
 def uniform(low1: Tensor, high1: Tensor, low2: Tensor, high2: Tensor) -> Tensor:
     """Infinite where the first is not inside the second."""
     below, above = low1 - low2, high2 - high1
-    return _inside(
-        torch.minimum(below, above),
-        lambda room: torch.log1p((room + torch.maximum(below, above)) / (high1 - low1)),
-    )
+    value = torch.log1p((below + above).clamp(min=0.0) / (high1 - low1))
+    if not any_below(below, 0.0) and not any_below(above, 0.0):
+        return value
+    return torch.where((below >= 0) & (above >= 0), value, math.inf)
 
 
 def _inside(room: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
