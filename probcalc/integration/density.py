@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.distributions import Distribution, MixtureSameFamily
 
 from probcalc._random import forked
-from probcalc.distributions.cdf import cdf
 from probcalc.distributions.log_density import log_density
 from probcalc.distributions.quantile import quantile
 from probcalc.distributions.rebuild import in_double
 from probcalc.distributions.support import device_of, support_of
+from probcalc.integration.clipped import ends
 from probcalc.integration.expectation import Expectation, alive, over_parameters
 from probcalc.integration.integrand import checked_values
 from probcalc.integration.problem import Problem
@@ -70,26 +70,25 @@ def _steep(breaks: Float[Tensor, "b s"], lower: Float[Tensor, " b"]) -> bool:
 
 
 def beyond(posed: Expectation, problem: Problem) -> Tensor | None:
-    """What the mass nearer to an end than any number adds, were the function still there.
+    """What the mass nearer to an end than any number adds, were the function to go on as it does.
 
     Of integrals over the logarithm, which are not extrapolated to where numbers end.
     """
-    dist = in_double(posed.dist)
     if problem.lower.requires_grad or not bool((problem.lower == _LEAST).all()):
         return None
-    least = torch.full(posed.batch, math.exp(_LEAST), dtype=torch.float64, device=posed.device)
-    last = problem.upper.detach().exp().reshape(posed.batch)
-    last = torch.where(last.isfinite(), torch.nextafter(last, least), least)
+    total: Tensor | float = 0.0
     with torch.no_grad():
-        nearest = torch.stack([least, last])
-        mass = torch.stack([cdf(dist, least), cdf(dist, last, upper=True)])
-        mass[1].masked_fill_(last == least, 0.0)
-        f = posed.values(nearest)
-    if posed.shift is not None:
-        f = (f - posed.shift.reshape([*posed.batch, *[1] * (f.ndim - mass.ndim)])).exp()
-    mass = mass.reshape([*mass.shape, *[1] * (f.ndim - mass.ndim)])
-    added = torch.where(mass > 0, mass * f.abs(), 0.0).sum(dim=0)
-    return added.reshape(problem.size, *added.shape[len(posed.batch) :])
+        for end in ends(in_double(posed.dist), torch.float64):
+            f = posed.values(torch.stack([end.here, end.beside]).expand(2, *posed.batch))
+            axes = [*posed.batch, *[1] * (f.ndim - 1 - len(posed.batch))]
+            if posed.shift is not None:
+                f = (f - posed.shift.reshape(axes)).exp()
+            mass, steps = (t.expand(posed.batch).reshape(axes) for t in (end.mass, end.steps))
+            added = mass * (f[0].abs() + steps * (f[0] - f[1]).abs())
+            total = total + torch.where(mass > 0, added, 0.0)
+    if not torch.is_tensor(total):
+        return None
+    return total.reshape(problem.size, *total.shape[len(posed.batch) :])
 
 
 def _product(

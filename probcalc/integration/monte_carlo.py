@@ -27,6 +27,7 @@ from probcalc._random import child, draw_seed, forked
 from probcalc.distributions.draw import sampled
 from probcalc.distributions.log_density import log_density
 from probcalc.distributions.rebuild import copied
+from probcalc.integration.clipped import clipped
 from probcalc.integration.control_variates import Control
 from probcalc.integration.cube import Cube, beyond_ends, cube_of, cube_of_boxes
 from probcalc.integration.expectation import Expectation
@@ -97,6 +98,7 @@ class MonteCarlo:
         value, terms, confidence = self._settled(draws, n, tolerance)
         eps = torch.finfo(posed.dtype).eps
         unseen, looked = draws.unseen(terms, eps, stretched)
+        unseen = torch.maximum(unseen, draws.clipped(unseen))
         solved = _solved(value, terms, eps, unseen, looked, confidence)
         return replace(solved, diagnostics=draws.spoilt(terms))
 
@@ -327,6 +329,13 @@ class Draws:
                 share = torch.where((weight > 0) & (beyond > 0), beyond * weight, 0.0)
                 total = torch.maximum(total, share.mean(dim=0))
         return total, len(_STRETCHES) * num
+
+    def clipped(self, like: Tensor) -> Tensor:
+        """What mass beyond all numbers adds to the mean, as far as it shows."""
+        with torch.no_grad():
+            x = self.drawn(self.posed.dist, -1, 1).detach()
+            size = clipped(self.posed.dist, self._terms, x, self.posed.dtype)
+        return torch.zeros_like(like) if size is None else size.reshape(like.shape)
 
 
 def _is_one_number(found: Running | None, total: Tensor | float) -> bool:

@@ -294,3 +294,41 @@ def test_values_that_are_not_finite_are_counted_and_one_is_shown(method):
     share = told["non_finite"] / told["non_finite_among"]
     assert share == pytest.approx(0.25, abs=0.02)  # of two elements, half of the one's
     assert not expect(torch.cos, dist, method=method).diagnostics
+
+
+NEARER_THAN_NUMBERS = {
+    "gamma": (td.Gamma(number(1e-3), number(1.0)), torch.log),
+    "beta": (td.Beta(number(1e-3), number(1.0)), torch.log),
+    "beta at one": (td.Beta(number(1.0), number(1e-2)), lambda x: torch.log1p(-x)),
+    "inverse gamma": (td.InverseGamma(number(1e-3), number(1.0)), torch.log),
+    "one of two": (
+        td.Independent(td.Gamma(number(1.0, 1e-3), number(1.0)), 1),
+        lambda x: x.log().sum(dim=-1),
+    ),
+    "Dirichlet": (td.Dirichlet(number(1e-3, 2e-3, 1e-3)), lambda x: x.log().sum(dim=-1)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::probcalc.EstimateWarning")
+@pytest.mark.parametrize(
+    ("dist", "log"), NEARER_THAN_NUMBERS.values(), ids=NEARER_THAN_NUMBERS.keys()
+)
+def test_mass_nearer_to_an_end_than_numbers_is_flagged(dist, log, generator: torch.Generator):
+    """Draws are clipped there: half of them, and a mean of logarithms is half of what it is."""
+    found = expect(log, dist, method=MonteCarlo(4096), generator=generator)
+    assert Status.UNRESOLVED_MASS in found.flags
+    assert found.error == math.inf
+
+
+@pytest.mark.parametrize("shape", [0.02, 0.1])
+def test_mass_that_does_not_count_is_not_flagged(shape: float, generator: torch.Generator):
+    how = {"method": MonteCarlo(4096), "generator": generator}
+    assert expect(lambda x: x / (1 + x), td.Beta(number(shape), number(1.0)), **how).ok
+    assert expect(torch.log, td.Gamma(number(0.1 + shape), number(1.0)), **how).ok
+
+
+@pytest.mark.parametrize("shape", [3e-3, 1e-3])
+def test_bars_of_integrals_hold_what_is_nearer_to_zero_than_numbers(shape: float):
+    dist = td.Gamma(number(shape), number(1.0))
+    found = expect(torch.log, dist)
+    assert abs(float(found) - float(torch.digamma(number(shape)))) <= float(found.error)
