@@ -28,6 +28,7 @@ class Status(enum.IntFlag):
     INDEFINITE = 512
     UNRELIABLE_WEIGHTS = 1024
     IMPROPER = 2048
+    NOT_SMOOTH = 4096
 
     @property
     def advice(self) -> str:
@@ -88,5 +89,9 @@ _ADVICE = {
     Status.IMPROPER: (
         "The posterior does not seem to integrate to a finite number: "
         "give every parameter a proper prior."
+    ),
+    Status.NOT_SMOOTH: (
+        "There is no limit or derivative here: it differs from side to side, oscillates or grows "
+        "without end. Ask for one `side`."
     ),
 }
