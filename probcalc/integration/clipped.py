@@ -61,10 +61,11 @@ def clipped(
     if margins is None:
         return None
     total: Tensor | None = None
+    simplex = isinstance(dist, td.Dirichlet)
     for end in ends(margins, dtype):
         size = end.mass * end.steps
         for i in _worth_looking_at(end.mass, bool(dist.event_shape)):
-            at, off = (_replaced(x, value, i) for value in (end.here, end.beside))
+            at, off = (_replaced(x, value, i, simplex) for value in (end.here, end.beside))
             change = (fn(at.to(x.dtype)) - fn(off.to(x.dtype))).abs()[0]
             share = (size if i is None else size[..., i]).reshape([-1, *[1] * (change.ndim - 1)])
             added = torch.where(share > 0, share * change.nan_to_num(math.inf, math.inf), 0.0)
@@ -125,9 +126,13 @@ def _worth_looking_at(mass: Tensor, vector: bool) -> list[int | None]:
     return [i for i in order if float(most[i]) > 0]
 
 
-def _replaced(x: Tensor, value: Tensor, i: int | None) -> Tensor:
+def _replaced(x: Tensor, value: Tensor, i: int | None, simplex: bool) -> Tensor:
+    """The draw with that coordinate; on the simplex the others make up for it."""
     if i is None:
         return value.expand(x.shape)
     y = x.double().clone()
+    if simplex:
+        rest = (y.sum(dim=-1) - y[..., i]).clamp(min=torch.finfo(y.dtype).tiny)
+        y = y * ((1 - value[..., i]) / rest)[..., None]
     y[..., i] = value[..., i]
     return y
