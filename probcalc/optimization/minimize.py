@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.func import grad_and_value, vmap
+from torch.func import grad_and_value, hessian, vmap
 
 from probcalc._tree import Layout
 from probcalc.optimization.lbfgs import LBFGS
@@ -21,6 +21,7 @@ from probcalc.status import Status
 
 # oracle(x, rows): value and gradient of the problems `rows` at the points x
 Oracle = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Curvature = Callable[[Tensor, Tensor], Tensor]  # (x, rows) to Hessians
 
 
 @runtime_checkable
@@ -40,6 +41,15 @@ class Method(Protocol):
         ...
 
 
+@runtime_checkable
+class SecondOrder(Method, Protocol):
+    """A method whose state says where it is `aimless`: there it needs the Hessian."""
+
+    def aimed(self, state: Any, rows: Tensor, hessian: Tensor) -> Any:
+        """State with directions for the problems `rows`."""
+        ...
+
+
 def minimize(
     fn: Callable[..., Tensor],
     init: Tensor | dict[str, Tensor],
@@ -56,7 +66,7 @@ def minimize(
         init: Start; its leading `batch_dims` axes are the batch.
         args: Further tensors, each with the same leading axes.
         batch_dims: Number of leading batch axes of `init` and `args`.
-        method: Default `LBFGS()`.
+        method: Default `LBFGS()`; `Newton()`, or a first-order one such as `Adam()`.
         max_evals: Evaluations that each problem may spend.
 
     Returns:
@@ -92,7 +102,14 @@ def minimize(
         g, value = gradient(points, *(a[rows] for a in rows_of_args))
         return value, g
 
-    solution = descend(oracle, x, method=method or LBFGS(), max_evals=max_evals)
+    second = vmap(hessian(single))
+    solution = descend(
+        oracle,
+        x,
+        method=method or LBFGS(),
+        max_evals=max_evals,
+        curvature=lambda points, rows: second(points, *(a[rows] for a in rows_of_args)),
+    )
     best = layout.unflatten(solution.x.reshape(*batch, layout.size))
     shaped = {
         name: getattr(solution, name).reshape(batch)
@@ -126,14 +143,18 @@ def descend(
     *,
     method: Method,
     max_evals: int,
+    curvature: Curvature | None = None,
 ) -> Solution:
     """Run a method on a batch of problems until each has converged, failed or spent its budget.
 
     Problems that are done are not evaluated any more.
+
+    Raises:
+        ValueError: If the method needs second derivatives and there are none.
     """
     every = torch.arange(x.shape[0], device=x.device)
     value, grad = oracle(x, every)
-    state = method.init(x, value, grad)
+    state = _aimed(method, method.init(x, value, grad), curvature)
     num_evals = torch.ones_like(every)
     for _ in range(max_evals - 1):
         active = state.active
@@ -144,7 +165,7 @@ def descend(
         else:
             break
         num_evals = num_evals + active
-        state = method.step(state, value, grad)
+        state = _aimed(method, method.step(state, value, grad), curvature)
     unfinished = torch.where(state.active, Status.NOT_CONVERGED, Status.OK)
     return Solution(
         state.x,
@@ -155,6 +176,15 @@ def descend(
         state.status | unfinished,
         type(method).__name__,
     )
+
+
+def _aimed(method: Method, state: Any, curvature: Curvature | None) -> Any:
+    if not isinstance(method, SecondOrder):
+        return state
+    if curvature is None:
+        raise ValueError(f"{type(method).__name__} needs second derivatives; use `LBFGS()`.")
+    rows = (state.aimless & state.active).nonzero()[:, 0]
+    return method.aimed(state, rows, curvature(state.x[rows], rows)) if len(rows) else state
 
 
 def _partial(
