@@ -18,6 +18,7 @@ _HOME = {
     "ComplexStep": "probcalc.differentiation.derivative",
     "Richardson": "probcalc.differentiation.derivative",
     "classify_critical_point": "probcalc.differentiation.curvature",
+    "compare_differentiation": "probcalc.differentiation.compare",
     "continuity": "probcalc.differentiation.limits",
     "derivative": "probcalc.differentiation.derivative",
     "differentiability": "probcalc.differentiation.limits",
