@@ -68,7 +68,7 @@ _UNTOUCHED = """
 import importlib, logging, warnings
 import numpy as np, pyro, torch
 import torch.fx.experimental.proxy_tensor, matplotlib.figure, tyro, tqdm, scipy.special, jaxtyping
-import safetensors.torch, scipy.stats
+import safetensors.torch, scipy.stats, sympy
 def state():
     return [
         str(torch.get_default_dtype()), torch.get_num_threads(), torch.is_grad_enabled(),
