@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-_postponed: list[list[Tensor]] = []
+_postponed: ContextVar[list[Tensor] | None] = ContextVar("postponed", default=None)
 _LIBRARY = torch.library.Library("probcalc", "DEF")
 _LIBRARY.define("special(str name, Tensor[] args) -> Tensor")
 
@@ -61,8 +62,9 @@ def computed_where(
         return torch.where(mask, function(*args), other)
     if not bool(mask.any()):
         return other
-    if _postponed:
-        _postponed[-1].append(mask)
+    later = _postponed.get()
+    if later is not None:
+        later.append(mask)
         return other
     if bool(mask.all()):
         return torch.where(mask, function(*args), other)
@@ -77,11 +79,11 @@ def postponed() -> Iterator[list[Tensor]]:
         Masks of what it has not computed.
     """
     masks: list[Tensor] = []
-    _postponed.append(masks)
+    token = _postponed.set(masks)
     try:
         yield masks
     finally:
-        _postponed.pop()
+        _postponed.reset(token)
 
 
 def _tracked(t: Tensor) -> bool:

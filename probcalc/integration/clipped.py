@@ -20,6 +20,7 @@ from probcalc.distributions.cdf import cdf
 from probcalc.distributions.rebuild import in_double
 from probcalc.distributions.support import support_of
 
+_LEAST = 2.0**-52  # mass that is looked at
 _COORDINATES = 64  # that are looked at, those with most mass first
 
 
@@ -117,13 +118,13 @@ def _last(end: Tensor, upper: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]
 
 def _worth_looking_at(mass: Tensor, vector: bool) -> list[int | None]:
     """Coordinates with mass beyond, or the only one."""
-    if not bool((mass > 0).any()):
+    if not bool((mass > _LEAST).any()):
         return []
     if not vector:
         return [None]
     most = mass.reshape(-1, mass.shape[-1]).amax(dim=0)
     order = most.argsort(descending=True)[:_COORDINATES].tolist()
-    return [i for i in order if float(most[i]) > 0]
+    return [i for i in order if float(most[i]) > _LEAST]
 
 
 def _replaced(x: Tensor, value: Tensor, i: int | None, simplex: bool) -> Tensor:

@@ -234,15 +234,19 @@ class RegressionFit:
     def covariance(self, robust: bool = False) -> Float[Tensor, "*batch p p"]:
         """Of the coefficients; NaN where a fit is flagged.
 
+        With a penalty it is that of the posterior under the normal prior that the penalty is,
+        as Laplace has it, and no longer that of an unbiased estimate.
+
         Args:
             robust: Whether by the sandwich (HC0), which does not need the model to be right.
         """
-        bread = torch.linalg.inv(self.information)
+        flagged = (self.status != 0)[..., None, None]
+        one = torch.eye(self.information.shape[-1]).to(self.information)
+        bread = torch.linalg.inv(torch.where(flagged, one, self.information))
         if robust:
             eta = (self.design @ self.coefficients[..., None])[..., 0]
             scores = (self.response - self.model.mean(eta))[..., None] * self.design
             bread = bread @ (scores.mT @ scores) @ bread
-        flagged = (self.status != 0)[..., None, None]
         return torch.where(flagged, torch.nan, 0.5 * (bread + bread.mT))
 
     def std_error(self, robust: bool = False) -> Float[Tensor, "*batch p"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -48,6 +49,16 @@ def test_large_batches_are_their_elements(p: td.Distribution, q: td.Distribution
         one = kl(build([t[i] for t in tensors]), q)
         assert abs(float(found.value[i] - one.value)) <= float(found.error[i] + one.error)
         assert float(found.error[i]) == pytest.approx(float(one.error), rel=1e-6)
+
+
+def test_threads_do_not_meet():
+    """What one leaves for later is its own."""
+    p, q = MANY["gamma"]
+    small = td.Gamma(number(1.0, 1.001), ONE), td.Gamma(number(1.0, 1.0), ONE)
+    alone = [kl(p, q).value, kl(*small).value]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: kl(*((p, q), small)[i % 2]).value, range(40)))
+    assert all(torch.equal(value, alone[i % 2]) for i, value in enumerate(found))
 
 
 def test_bars_that_are_read_too_late():
