@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from laws import assert_within
 from problems.answers import TABLE, answers, row
 from problems.expectations import number
 from problems.pairs import FAMILIES, INF, KNOWN, logistic, matrix, normals
@@ -161,7 +162,7 @@ def test_every_sampler_draws_from_its_density(name: str, generator: torch.Genera
         confidence=1 - 1e-6,
         generator=generator,
     )
-    assert abs(float(found.value) - 1) <= float(found.error)
+    assert_within(found, 1)
     assert float(found.error) < 0.1
 
 
@@ -191,7 +192,7 @@ class TestDefectsOfTorch:
         std = found.square().std() / 2**7.5
         assert abs(float(found.square().mean()) - 1 / 6) <= 5 * float(std)
         by_draws = kl(*KNOWN["LKJ"][:2], method=MonteCarlo(2**14), generator=generator)
-        assert abs(float(by_draws.value) - KNOWN["LKJ"][2]) <= 2 * float(by_draws.error)
+        assert_within(by_draws, KNOWN["LKJ"][2])
 
     def test_no_rate_at_all(self):
         assert float(kl(td.Poisson(ZERO), td.Poisson(ONE)).value) == 1
@@ -403,7 +404,7 @@ def test_precision_is_that_of_the_parameters(dtype: torch.dtype):
         found = kl(td.Laplace(one, one), q)
         assert found.value.dtype == found.error.dtype == dtype
         exact = kl(td.Laplace(ONE, ONE), type(q)(ONE, ONE))
-        assert abs(float(found.value) - float(exact.value)) <= float(found.error)
+        assert_within(found, float(exact.value))
 
 
 def normal_kl(m: Tensor, s: Tensor) -> Tensor:

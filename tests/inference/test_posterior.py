@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from laws import assert_within
 from problems.posteriors import PROBLEMS
 
 import probcalc as pc
@@ -46,7 +47,7 @@ def test_expect_is_an_estimate_of_the_function(skewed: pc.Posterior):
     """E[rate²] = Var + mean², and a vector of functions at once."""
     e = skewed.expect(lambda v: torch.stack([v["rate"] ** 2, v["rate"]], dim=-1))
     exact = torch.tensor([16 / 36 + (16 / 6) ** 2, 16 / 6]).double()
-    assert ((e.value - exact).abs() <= e.error).all()
+    assert_within(e, exact)
     assert e.value.shape == (2,)
     torch.testing.assert_close(e.value[1], skewed.mean["rate"].value)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from laws import assert_within
 from problems.integrals import GOOD, HARD, INF, Integral
 from torch import Tensor
 
@@ -241,7 +242,7 @@ def test_breaks_belong_to_elements():
 
     named = value(breaks=place[:, None])
     exact = 2 * (place.sqrt() + (1 - place).sqrt())
-    assert ((named.value - exact).abs() <= named.error).all()
+    assert_within(named, exact)
     assert (named.num_evals < value().num_evals).all()
 
 
@@ -256,7 +257,7 @@ def test_the_precision_is_that_of_the_tensors(dtype: torch.dtype):
     result = integrate(fn, torch.zeros((), dtype=dtype), torch.ones((), dtype=dtype))
     assert result.value.dtype == result.error.dtype == dtype
     assert seen == {dtype}
-    assert abs(float(result.value) - (math.e - 1)) <= float(result.error)
+    assert_within(result, (math.e - 1))
     assert float(result.error) < 20 * torch.finfo(dtype).eps
 
 
@@ -278,7 +279,7 @@ def test_the_budget_holds():
     with pytest.warns(EstimateWarning):
         result = solve(GOOD["97 teeth"], rtol=1e-12, max_evals=20_000)
     assert int(result.num_evals) <= 20_000
-    assert abs(float(result.value) - 48 / 97) <= float(result.error)
+    assert_within(result, 48 / 97)
 
 
 BAD = {
