@@ -7,10 +7,14 @@ whatever the work's size, and the same seed gives the same answer.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 _SEED_RANGE = 2**62  # stays inside int64 after the stream number is mixed in
 _MIX = 0x9E3779B97F4A7C15  # golden-ratio increment of SplitMix64 (Steele et al. 2014)
@@ -47,3 +51,34 @@ def forked(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
             with backend.device(device):  # the one that draws, which need not be the current one
                 backend.manual_seed(seed % 2**63)
         yield
+
+
+def global_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """States of the generators that everybody shares: torch's, NumPy's and Python's.
+
+    Returns:
+        Those of torch by device, as tensors, and the others in what JSON can hold.
+    """
+    tensors = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        tensors |= {f"cuda{i}": t for i, t in enumerate(torch.cuda.get_rng_state_all())}
+    version, numbers, spare = random.getstate()
+    legacy = np.random.get_state(legacy=False)
+    legacy["state"] = {**legacy["state"], "key": legacy["state"]["key"].tolist()}
+    return tensors, {"python": [version, list(numbers), spare], "numpy": legacy}
+
+
+def restore_global_states(tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """Put back what `global_states` returned, or a part of it: a run goes on where it stopped."""
+    for device, state in tensors.items():
+        if device == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.cuda.set_rng_state(state, int(device.removeprefix("cuda")))
+    if "python" in record:
+        version, numbers, spare = record["python"]
+        random.setstate((version, tuple(numbers), spare))
+    if "numpy" in record:
+        legacy = record["numpy"]
+        key = np.array(legacy["state"]["key"], dtype=np.uint32)
+        np.random.set_state({**legacy, "state": {**legacy["state"], "key": key}})

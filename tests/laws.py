@@ -15,6 +15,7 @@ from scipy.stats import binom, norm
 from torch import Tensor
 
 from probcalc import Estimate
+from probcalc.result import half_width
 
 ALPHA = 5e-7  # false alarms of one assertion: 1e-4 over the 200 that the suite may hold
 MISS = 1e-3  # violations of the stated size that one assertion may let through
@@ -100,8 +101,9 @@ def assert_within(estimate: Estimate, truth: Tensor | float, *, atol: float = 0.
     Bars of 99 % miss once in a hundred seeds, and on another processor a fixed seed is another
     seed as soon as rounding decides how a method adapts.
     """
-    level = None if estimate.std_error is None else 1 - ALPHA
-    low, high = estimate.interval(level)
-    truth = torch.as_tensor(truth, dtype=estimate.value.dtype).detach()
-    inside = (low - atol <= truth) & (truth <= high + atol)
-    assert inside.all(), f"{truth} is not within {estimate!r}"
+    value, error = estimate.value.detach(), estimate.error
+    if estimate.std_error is not None:
+        error = error + half_width(estimate.std_error, estimate.dof, 1 - ALPHA)
+        error = error - half_width(estimate.std_error, estimate.dof, estimate.confidence)
+    away = (value - torch.as_tensor(truth, dtype=value.dtype).detach()).abs()
+    assert (away <= error + atol).all(), f"{truth} is not within {estimate!r}"

@@ -69,6 +69,9 @@ import importlib, logging, warnings
 import numpy as np, pyro, torch
 import torch.fx.experimental.proxy_tensor, matplotlib.figure, tyro, tqdm, scipy.special, jaxtyping
 import safetensors.torch, scipy.stats, sympy
+with warnings.catch_warnings():  # of what torch.distributed still scripts
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import ignite.engine
 def state():
     return [
         str(torch.get_default_dtype()), torch.get_num_threads(), torch.is_grad_enabled(),

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
+import random
+
 import laws
+import numpy as np
 import pytest
 import torch
 
-from probcalc._random import child, draw_seed, forked
+from probcalc._random import child, draw_seed, forked, global_states, restore_global_states
 
 SEEDS = [0, 1, 17, 2**31, 2**62 - 1]
 
@@ -96,3 +100,16 @@ def test_children_live_on_their_device():
     with forked(1, "cuda"):
         torch.randn(3, device="cuda")
     assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_everybodys_generators_come_back():
+    def draw() -> tuple:
+        return float(torch.rand(())), float(np.random.standard_normal()), random.gauss(0, 1)
+
+    draw()  # NumPy and Python keep a second normal number back
+    tensors, record = global_states()
+    record = json.loads(json.dumps(record))
+    first, second = draw(), draw()
+    assert first != second
+    restore_global_states(tensors, record)
+    assert (draw(), draw()) == (first, second)

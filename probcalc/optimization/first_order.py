@@ -60,8 +60,8 @@ class FirstOrder:
         if not self.lr > 0:
             raise ValueError(f"`lr` must be positive, got {self.lr}.")
 
-    def optimizer(self, params: Iterable[Any]) -> optim.Optimizer:
-        """The optimiser of torch's with these settings."""
+    def optimizer(self, params: Iterable[Any], *, fused: bool = False) -> optim.Optimizer:
+        """The optimiser of torch's with these settings, all parameters in one kernel or not."""
         raise NotImplementedError
 
     def init(
@@ -135,7 +135,7 @@ class SGD(FirstOrder):
     nesterov: bool = False
     weight_decay: float = 0.0
 
-    def optimizer(self, params: Iterable[Any]) -> optim.Optimizer:
+    def optimizer(self, params: Iterable[Any], *, fused: bool = False) -> optim.Optimizer:
         """`torch.optim.SGD`."""
         return optim.SGD(
             params,
@@ -143,6 +143,7 @@ class SGD(FirstOrder):
             momentum=self.momentum,
             nesterov=self.nesterov,
             weight_decay=self.weight_decay,
+            fused=fused,
         )
 
 
@@ -161,8 +162,8 @@ class RMSprop(FirstOrder):
     smoothing: float = 0.99
     eps: float = 1e-8
 
-    def optimizer(self, params: Iterable[Any]) -> optim.Optimizer:
-        """`torch.optim.RMSprop`."""
+    def optimizer(self, params: Iterable[Any], *, fused: bool = False) -> optim.Optimizer:
+        """`torch.optim.RMSprop`, which has no fused kernel."""
         return optim.RMSprop(params, lr=self.lr, alpha=self.smoothing, eps=self.eps)
 
 
@@ -183,9 +184,16 @@ class Adam(FirstOrder):
     eps: float = 1e-8
     amsgrad: bool = False
 
-    def optimizer(self, params: Iterable[Any]) -> optim.Optimizer:
+    def optimizer(self, params: Iterable[Any], *, fused: bool = False) -> optim.Optimizer:
         """`torch.optim.Adam`."""
-        return optim.Adam(params, lr=self.lr, betas=self.betas, eps=self.eps, amsgrad=self.amsgrad)
+        return optim.Adam(
+            params,
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            amsgrad=self.amsgrad,
+            fused=fused,
+        )
 
 
 @dataclass(frozen=True)
@@ -205,8 +213,13 @@ class AdamW(FirstOrder):
     eps: float = 1e-8
     weight_decay: float = 1e-2
 
-    def optimizer(self, params: Iterable[Any]) -> optim.Optimizer:
+    def optimizer(self, params: Iterable[Any], *, fused: bool = False) -> optim.Optimizer:
         """`torch.optim.AdamW`."""
         return optim.AdamW(
-            params, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
+            params,
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            fused=fused,
         )

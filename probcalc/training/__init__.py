@@ -1,0 +1,1 @@
+"""The loop for noisy objectives: mini-batches and Monte Carlo gradients."""
