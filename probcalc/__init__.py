@@ -104,7 +104,9 @@ _HOME = {
     "Controlled": "probcalc.divergence.from_log_probs",
     "fit": "probcalc.inference.fit",
     "laplace": "probcalc.inference.laplace",
-    "maximum_a_posteriori": "probcalc.inference.maximum_likelihood",
+    "LikelihoodFit": "probcalc.inference.likelihood_fit",
+    "maximum_likelihood": "probcalc.inference.maximum_likelihood",
+    "maximum_a_posteriori": "probcalc.inference.maximum_a_posteriori",
 }
 
 __all__ = sorted([*_HOME, "__version__"])

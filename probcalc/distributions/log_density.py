@@ -14,11 +14,13 @@ from torch.distributions import (
     Cauchy,
     Distribution,
     GeneralizedPareto,
+    Geometric,
     Independent,
     InverseGamma,
     Kumaraswamy,
     Laplace,
     MixtureSameFamily,
+    NegativeBinomial,
     Normal,
     Pareto,
     StudentT,
@@ -40,6 +42,7 @@ def log_density(dist: Distribution, x: Real[Tensor, "*x"]) -> Float[Tensor, "*ou
     Von Mises: torch approximates the Bessel function to about eight digits. Kumaraswamy: it loses
     1 − x^a where x is near one. Generalised Pareto: it fails in double precision. Inverse gamma:
     it has no value at zero. Images under |x|: it has no density.
+    Geometric and negative binomial: it has no second derivatives in batches.
     Pareto: it goes on below the scale.
     """
     for family, own in _OWN.items():
@@ -139,9 +142,28 @@ def _mixture(d: Any, x: Tensor) -> Tensor:
     return total
 
 
+def _geometric(d: Any, x: Tensor) -> Tensor:
+    """Torch writes to its own tensors in place, which no batch of derivatives can follow."""
+    certain = (d.probs == 1) & (x == 0)
+    failure = torch.where(certain, 1.0, 1 - d.probs)
+    return x * failure.log() + d.probs.log()
+
+
+def _negative_binomial(d: Any, x: Tensor) -> Tensor:
+    """Torch's logsigmoid resizes a buffer in batches of derivatives."""
+    zero = torch.zeros((), dtype=d.logits.dtype, device=d.logits.device)
+    failure, success = -torch.logaddexp(zero, d.logits), -torch.logaddexp(zero, -d.logits)
+    none = d.total_count + x == 0
+    ways = torch.lgamma(torch.where(none, 1.0, d.total_count + x)) - torch.lgamma(1 + x)
+    ways = ways - torch.where(none, 0.0, torch.lgamma(torch.where(none, 1.0, d.total_count)))
+    return d.total_count * failure + x * success + ways
+
+
 _PLAIN, _MOST_PARTS = (Normal, StudentT, Cauchy, Laplace), 8
 _OWN: dict[type[Distribution], Callable[[Any, Tensor], Tensor]] = {
     VonMises: _von_mises,
+    Geometric: _geometric,
+    NegativeBinomial: _negative_binomial,
     Pareto: _pareto,
     MixtureSameFamily: _mixture,
     Kumaraswamy: _kumaraswamy,

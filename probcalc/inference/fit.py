@@ -19,11 +19,11 @@ from torch import Tensor
 
 from probcalc._random import child, draw_seed
 from probcalc.inference.assess import Budget, Progress, assess, first_draws
-from probcalc.inference.flat_model import Values
 from probcalc.inference.guides import FullRank, GaussianMixture, MeanField, StudentT
 from probcalc.inference.importance import Proposal, WeightedDraws, recentred, refitted
 from probcalc.inference.linear_response import elbo_gradient, elbo_hessian, response_covariance
 from probcalc.inference.modes import Mode, disagreement, grouped
+from probcalc.inference.parameters import Values
 from probcalc.inference.posterior import Posterior
 from probcalc.inference.saa import Frame, SampleAverageFit, sample_average
 from probcalc.inference.target import Target

@@ -6,7 +6,6 @@ the log Jacobian: log p(T(z)) + log |dT/dz|.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +13,27 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, biject_to, constraints
+from torch.distributions import Distribution, constraints
 from torch.func import vmap
 
 from probcalc._tree import Layout
+from probcalc.inference.parameters import Parameters, Values
 from probcalc.inference.scope import model_scope
 
-Values = dict[str, Tensor]
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """A likelihood of rows of data.
+
+    Args:
+        parameters: What it depends on.
+        log_likelihood: Of the constrained values and one row.
+        data: Tensors with the rows along the first axis.
+    """
+
+    parameters: Parameters
+    log_likelihood: Callable[[Values, Any], Tensor]
+    data: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +50,7 @@ class FlatModel:
             the values are checked first, which needs the host.
         terms: Log density at ``z`` by site, for messages.
         notes: What the user should know about how the model was read.
+        observed: The likelihood by rows, where the model was written so.
     """
 
     density: Callable[[Float[Tensor, " d"]], tuple[Float[Tensor, ""], Float[Tensor, " p"]]]
@@ -45,6 +59,7 @@ class FlatModel:
     unconstrain: Callable[[Values, bool], Float[Tensor, " d"]]
     terms: Callable[[Float[Tensor, " d"]], dict[str, Tensor]]
     notes: tuple[str, ...] = ()
+    observed: Observed | None = None
 
 
 def from_function(
@@ -64,17 +79,8 @@ def from_function(
     Raises:
         ValueError: If a constraint names no parameter, has no bijection or does not fit a shape.
     """
-    _check_names(shapes, supports)
-    layout = Layout({name: tuple(shape) for name, shape in shapes.items()})
-    maps = {name: _bijection(name, supports.get(name, constraints.real)) for name in shapes}
-    free = Layout({n: _free_shape(n, maps[n], s) for n, s in layout.shapes.items()})
-
-    def constrain(z: Tensor) -> tuple[Values, Tensor]:
-        values, log_det = {}, z.new_zeros(())
-        for name, u in free.unflatten(z).items():
-            values[name] = maps[name](u)
-            log_det = log_det + maps[name].log_abs_det_jacobian(u, values[name]).sum()
-        return values, log_det
+    parameters = Parameters.of(shapes, supports)
+    layout = parameters.layout
 
     @model_scope(dtype)
     def parts(values: Values) -> dict[str, Tensor]:
@@ -85,17 +91,24 @@ def from_function(
         return {"log_prior": _scalar("log_prior", log_joint(values)), "log_likelihood": rows.sum()}
 
     def density(z: Tensor) -> tuple[Tensor, Tensor]:
-        values, log_det = constrain(z)
+        values, log_det = parameters.constrain_with_log_det(z)
         by_product = torch.cat([layout.flatten(values), log_det[None]])
         return sum(parts(values).values()) + log_det, by_product
 
     def unconstrain(values: Values, check: bool) -> Tensor:
         if check:
-            for name, shape in layout.shapes.items():
-                require_inside(name, values, shape, supports.get(name, constraints.real))
-        return free.flatten({name: maps[name].inv(values[name]) for name in maps})
+            parameters.check(values)
+        return parameters.unconstrain(values)
 
-    return FlatModel(density, free.size, layout, unconstrain, lambda z: parts(constrain(z)[0]))
+    observed = None if log_likelihood is None else Observed(parameters, log_likelihood, data)
+    return FlatModel(
+        density,
+        parameters.free.size,
+        layout,
+        unconstrain,
+        lambda z: parts(parameters.constrain(z)),
+        observed=observed,
+    )
 
 
 def from_distribution(
@@ -125,63 +138,9 @@ def from_distribution(
     )
 
 
-def require_inside(
-    name: str, values: Values, shape: tuple[int, ...], support: constraints.Constraint
-) -> None:
-    """A start value is refused where it is missing, misshapen or outside its support.
-
-    Raises:
-        ValueError: Saying which.
-    """
-    if name not in values:
-        raise ValueError(f"`init` must give every site; {name!r} is missing.")
-    value = values[name]
-    if tuple(value.shape) != shape:
-        raise ValueError(f"`init[{name!r}]` must have shape {shape}, got {tuple(value.shape)}.")
-    if not bool(support.check(value).all()):
-        raise ValueError(
-            f"`init[{name!r}]` = {value.tolist()} violates its constraint {support}; "
-            "give a value inside the support."
-        )
-
-
 def _scalar(name: str, value: Any) -> Tensor:
     if not torch.is_tensor(value) or value.ndim:
         got = f"shape {tuple(value.shape)}" if torch.is_tensor(value) else type(value).__name__
         hint = " for one row of the data" if name == "log_likelihood" else ""
         raise ValueError(f"`{name}` must return a scalar tensor{hint}, got {got}; sum its terms.")
     return value
-
-
-def _check_names(
-    shapes: dict[str, tuple[int, ...]], supports: dict[str, constraints.Constraint]
-) -> None:
-    if not shapes:
-        raise ValueError("`shapes` must name at least one parameter, got an empty dict.")
-    extra = sorted(set(supports) - set(shapes))
-    if extra:
-        raise ValueError(
-            f"`constraints` names {extra}, which `shapes` does not; it has {sorted(shapes)}."
-        )
-
-
-def _bijection(name: str, support: constraints.Constraint) -> Any:
-    try:
-        return biject_to(support)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"no bijection from the real line is known for {support} of {name!r}; "
-            "write the parameter through an unconstrained one."
-        ) from error
-
-
-def _free_shape(name: str, transform: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
-    needed = transform.codomain.event_dim
-    if len(shape) < needed:
-        raise ValueError(
-            f"{name!r} has shape {shape}, but its constraint needs at least {needed} axes."
-        )
-    free = tuple(transform.inverse_shape(torch.Size(shape)))
-    if math.prod(free) == 0:
-        raise ValueError(f"{name!r} of shape {shape} has no free entry.")
-    return free

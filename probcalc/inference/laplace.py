@@ -16,9 +16,9 @@ import torch
 
 from probcalc._random import child, draw_seed
 from probcalc.inference.assess import Budget, assess, first_draws
-from probcalc.inference.flat_model import Values
 from probcalc.inference.guides import FullRank
-from probcalc.inference.maximum_likelihood import mode
+from probcalc.inference.maximum_a_posteriori import mode
+from probcalc.inference.parameters import Values
 from probcalc.inference.posterior import Posterior
 from probcalc.inference.target import Target
 from probcalc.linalg import cholesky_or_none, symmetric

@@ -1,140 +1,207 @@
-"""Point estimates of a target: the mode of its density, if it has one."""
+"""Maximum likelihood with standard errors, for families of distributions and for targets."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from probcalc._check import require_finite
 from probcalc._random import child, draw_seed
-from probcalc.differentiation.curvature import central_hessian
-from probcalc.inference.flat_model import Values
+from probcalc._tree import moved
+from probcalc.inference.families import (
+    Family,
+    closed_form,
+    concentrated,
+    parameters_of,
+    rows_of,
+    start_of,
+)
+from probcalc.inference.fitted import fitted
+from probcalc.inference.likelihood import Likelihood
+from probcalc.inference.likelihood_fit import LikelihoodFit
+from probcalc.inference.parameters import Values
 from probcalc.inference.target import Target
-from probcalc.linalg import cholesky_or_none
-from probcalc.optimization.lbfgs import LBFGS
-from probcalc.optimization.minimize import Method, Oracle, descend
-from probcalc.result import Solution
-from probcalc.status import Status
 
-_STARTS = 0  # stream of the run's seed
-_TINY = 1e-6  # a Newton step below this share of |z| + sd is rounding
-_SHRINKS = 0.5  # Newton's steps near a mode shrink at least this fast
-_MAX_DENSE = 512  # dimensions up to which the curvature is checked
+_STARTS = 8  # of a target, of which the best is kept
 
 
-def maximum_a_posteriori(
-    target: Target,
+def maximum_likelihood(
+    target_or_family: Target | Family,
+    data: Any = None,
     *,
     init: Values | None = None,
-    jacobian: bool = False,
-    restarts: int = 4,
-    method: Method | None = None,
-    max_evals: int = 1_000,
+    fixed: dict[str, Any] | None = None,
+    weights: Tensor | None = None,
+    censored: Tensor | None = None,
+    lower: Tensor | float | int | None = None,
+    upper: Tensor | float | int | None = None,
+    batch_dims: int = 0,
     generator: torch.Generator | None = None,
-) -> Solution:
-    """Find the mode of a target.
+) -> LikelihoodFit:
+    r"""The parameters under which the data are most likely, and how well they are known.
 
-    Many hierarchical densities have none: they grow without bound as a scale goes to zero. Such
-    a solution is flagged `UNBOUNDED`, and its `x` is only where the search stopped.
+        θ̂ = argmax Σ_i w_i ln p(x_i | θ),   Cov θ̂ ≈ (−Σ_i w_i ∇² ln p(x_i | θ̂))⁻¹
+
+    Newton's method on unconstrained parameters, or the formula of the family where there is one.
+    Where there is no maximum (separation, a likelihood without bound, a parameter that runs to
+    the edge of its range) the fit is flagged and says which parameter; its standard errors are
+    NaN. Pawitan (2001), In all likelihood, chapters 2, 8 and 9.
 
     Args:
-        target: Its density, up to a constant.
-        init: Constrained values for the first restart.
-        jacobian: False: the mode of the density of the constrained values (the textbook's MAP);
-            True: of the unconstrained ones, where `laplace` expands.
-        restarts: Random starts, run as one batch; the best is returned.
-        method: Of `minimize`, default `LBFGS()`.
-        max_evals: Evaluations a restart.
-        generator: Source of randomness of the starts.
-
-    Returns:
-        Solution whose `x` is a dict of constrained values and whose `value` is the negative log
-        density there.
+        target_or_family: A class of `torch.distributions`, or a `Target` made by `from_function`
+            with `log_likelihood` and `data` (its prior plays no part).
+        data: Observations of a family, ``(*batch, n, *event)``.
+        init: Constrained values to start from.
+        fixed: Parameters of a family that are known, by name.
+        weights: How often each row counts, ``(*batch, n)``.
+        censored: By row 1 where only X > x is known, −1 where only X ≤ x is, else 0.
+        lower: Rows are those of a population cut off below this, numbers or ``(*batch, n)``.
+        upper: Rows are those of a population cut off above this.
+        batch_dims: Leading axes of the data that count data sets, solved at once.
+        generator: Source of the starts of a target.
 
     Raises:
-        ValueError: If `init` violates a constraint, or no start has a finite density.
+        ValueError: If the data are empty, not finite or outside the support (named by row), shapes
+            do not match, or the family's support depends on its parameters.
+        TypeError: If the family is none.
+
+    >>> fit = maximum_likelihood(torch.distributions.Exponential, torch.tensor([1.0, 2.0, 3.0]))
+    >>> float(fit.params["rate"]), round(float(fit.std_error["rate"]), 4)
+    (0.5, 0.2887)
     """
-    z, solution = mode(
-        target,
-        init=init,
-        jacobian=jacobian,
-        restarts=restarts,
-        method=method,
-        max_evals=max_evals,
-        generator=generator,
-    )
-    return replace(solution, x=target.constrain(z))
-
-
-def mode(
-    target: Target,
-    *,
-    init: Values | None,
-    jacobian: bool,
-    restarts: int,
-    method: Method | None,
-    max_evals: int,
-    generator: torch.Generator | None,
-) -> tuple[Float[Tensor, " d"], Solution]:
-    """The mode as an unconstrained vector; see `maximum_a_posteriori`."""
-    seed = draw_seed(generator)
-    starts = target.starts(restarts, child(seed, _STARTS))
+    if isinstance(target_or_family, Target):
+        if data is not None or batch_dims or fixed or censored is not None:
+            raise ValueError(
+                "a target has its data and its likelihood: give `init` and `weights`."
+            )
+        return _of_target(target_or_family, init, weights, generator)
+    if data is None:
+        raise ValueError("a family needs `data`.")
+    family = target_or_family
+    fixed = {k: torch.as_tensor(v, dtype=torch.float64) for k, v in (fixed or {}).items()}
+    event_dim = _event_dim(family)
+    x, batch = _rows(data, batch_dims, event_dim)
+    w = _weights(weights, batch, x)
+    parameters = parameters_of(family, x, fixed, init, event_dim)
+    support = _refuse_outside(family, parameters, x, fixed)
+    columns = {"x": x}
+    for name, value in (("censored", censored), ("lower", lower), ("upper", upper)):
+        if value is not None:
+            columns[name] = _like_rows(name, value, batch, x)
+    likelihood = Likelihood(parameters, rows_of(family, fixed), columns, w)
+    known = None
+    if len(columns) == 1 and not fixed:
+        known = closed_form(family, x, w)
+    if known is not None and set(known) != set(parameters.layout.shapes):
+        known = None  # written through its other parameter
+    flat = concentrated(parameters, support, x) & (len(columns) == 1)
     if init is not None:
-        starts = torch.cat([target.unconstrain(init)[None], starts[1:]])
-
-    def oracle(z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        del rows  # every start has the same objective
-        value, grad = target.value_and_grad(z)
-        if not jacobian:
-            leaf = z.detach().requires_grad_()
-            log_det = target.log_abs_det_jacobian(leaf)
-            value = value - log_det.detach()
-            if log_det.requires_grad:
-                grad = grad - torch.autograd.grad(log_det.sum(), leaf)[0]
-        return -value, -grad
-
-    found = descend(oracle, starts, method=method or LBFGS(), max_evals=max_evals)
-    best = found.value.nan_to_num(torch.inf).argmin()
-    z, flags = _settled(target, oracle, found.x[best])
-    stopped_early = Status(int(found.status[best]))
-    if flags == Status.INDEFINITE and stopped_early:
-        flags = Status.UNBOUNDED  # it was still going down
-    value, grad = oracle(z[None], best[None])
-    return z, Solution(
-        x=z,
-        value=value[0],
-        grad_norm=grad[0].abs().max(),
-        num_iterations=found.num_iterations[best],
-        num_evals=found.num_evals.sum(),
-        status=torch.tensor(int(flags if flags else stopped_early)),
-        method=found.method,
+        parameters.check(init)
+        start = {k: v.double().expand(len(x), *v.shape) for k, v in init.items()}
+    else:
+        start = known or start_of(family, parameters, x, w, fixed)
+    return fitted(
+        likelihood,
+        parameters.unconstrain(start),
+        batch,
+        exact=known is not None and init is None,
+        family=(family, fixed),
+        hopeless=flat,
     )
 
 
-def _settled(
-    target: Target, oracle: Oracle, z: Float[Tensor, " d"]
-) -> tuple[Float[Tensor, " d"], Status]:
-    """Finish with two Newton steps.
+def _of_target(
+    target: Target, init: Values | None, weights: Tensor | None, generator: Any
+) -> LikelihoodFit:
+    observed = target.model.observed
+    if observed is None:
+        raise ValueError(
+            "maximum likelihood needs the likelihood of single rows: make the target by "
+            "`Target.from_function(log_prior, shapes, log_likelihood=..., data=...)`."
+        )
+    one = observed.log_likelihood
 
-    At a mode they vanish; on a slope that flattens exponentially towards infinity (a scale going
-    to zero, a separated logistic regression) the gradient vanishes too, but the steps do not.
-    """
-    if target.dim > _MAX_DENSE:
-        return z, Status.OK
-    if not bool(z.isfinite().all()):
-        return z, Status.UNBOUNDED
-    point, steps = z, []
-    for _ in range(2):
-        grad = oracle(point[None], torch.zeros(1, dtype=torch.long))[1][0]
-        factor = cholesky_or_none(central_hessian(lambda x: oracle(x, x)[1], point[None])[0])
-        if factor is None:
-            return z, Status.UNBOUNDED if steps else Status.INDEFINITE
-        steps.append(torch.cholesky_solve(grad[:, None], factor)[:, 0])
-        point = point - steps[-1]
-    sd = torch.cholesky_inverse(factor).diagonal().sqrt()
-    settled = (steps[1].abs() <= _SHRINKS * steps[0].abs()) | (
-        steps[1].abs() <= _TINY * (z.abs() + sd)
+    def rows(values: Values, data: Any) -> Tensor:
+        return torch.vmap(lambda row: one(values, row))(data)
+
+    data = moved(observed.data, target.device, torch.float64)
+    n = pytree.tree_leaves(data)[0].shape[0]
+    starts = target.starts(_STARTS, child(draw_seed(generator), 0)).double()
+    if init is not None:
+        starts = torch.cat([target.unconstrain(init)[None].double(), starts[1:]])
+    w = torch.ones(n, dtype=torch.float64) if weights is None else weights.double()
+    if w.shape != (n,) or bool((w < 0).any()):
+        raise ValueError(f"`weights` must be {n} numbers of at least 0, got {tuple(w.shape)}.")
+    many = Likelihood(
+        observed.parameters,
+        rows,
+        pytree.tree_map(lambda t: t.expand(len(starts), *t.shape), data),
+        w.to(target.device).expand(len(starts), n),
     )
-    return (point, Status.OK) if bool(settled.all()) else (z, Status.UNBOUNDED)
+    found = many.maximum(starts)
+    # a true maximum before one that is flagged, then the highest
+    sound = found.status == 0
+    value = torch.where(sound | ~sound.any(), found.value, torch.inf).nan_to_num(torch.inf)
+    best = value.argmin()
+    rows_kept = best[None]
+    return fitted(many.taken(rows_kept), found.x[rows_kept], (), exact=False, family=None)
+
+
+def _event_dim(family: Any) -> int:
+    try:
+        return family.support.event_dim
+    except (AttributeError, NotImplementedError):
+        return 0
+
+
+def _rows(data: Any, batch_dims: int, event_dim: int) -> tuple[Tensor, tuple[int, ...]]:
+    x = torch.as_tensor(data)
+    need = batch_dims + 1 + event_dim
+    if x.ndim != need:
+        raise ValueError(
+            f"`data` must have {need} axes (*batch, n{', event' if event_dim else ''}), got shape "
+            f"{tuple(x.shape)}; `batch_dims` says how many of them count data sets."
+        )
+    x = x.double()
+    require_finite("data", x)
+    if x.numel() == 0:
+        raise ValueError(f"`data` of shape {tuple(x.shape)} has no rows: there is nothing to fit.")
+    return x.reshape(-1, *x.shape[batch_dims:]), tuple(x.shape[:batch_dims])
+
+
+def _weights(weights: Tensor | None, batch: tuple[int, ...], x: Tensor) -> Tensor:
+    if weights is None:
+        return torch.ones(x.shape[:2], dtype=x.dtype, device=x.device)
+    w = _like_rows("weights", weights, batch, x)
+    if bool((w < 0).any()) or bool((w.sum(dim=1) == 0).any()):
+        raise ValueError("`weights` must be at least 0, and not all 0.")
+    return w
+
+
+def _like_rows(name: str, value: Any, batch: tuple[int, ...], x: Tensor) -> Tensor:
+    t = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+    shape = (*batch, x.shape[1])
+    try:
+        return t.expand(shape).reshape(-1, x.shape[1])
+    except RuntimeError as error:
+        raise ValueError(
+            f"`{name}` must be a number or of the shape {shape} of the rows, got {tuple(t.shape)}."
+        ) from error
+
+
+def _refuse_outside(family: Any, parameters: Any, x: Tensor, fixed: Values) -> Any:
+    """The support, where every row is in it."""
+    z = torch.zeros(parameters.free.size, dtype=x.dtype, device=x.device)
+    support = family(**parameters.constrain(z), **fixed, validate_args=False).support
+    good = support.check(x)
+    if bool(good.all()):
+        return support
+    place = tuple((~good).nonzero()[0].tolist())
+    row = place[-1]
+    raise ValueError(
+        f"row {row} of `data` is {x[place].tolist()}, which is outside the support {support} of "
+        f"{family.__name__}."
+    )

@@ -19,7 +19,6 @@ from torch import Tensor
 from probcalc._random import child, draw_seed
 from probcalc._tree import Layout
 from probcalc.inference import summary
-from probcalc.inference.flat_model import Values
 from probcalc.inference.guides import GUIDES, Guide
 from probcalc.inference.moments import (
     Control,
@@ -30,6 +29,7 @@ from probcalc.inference.moments import (
     weighted_moments,
     weighted_quantile,
 )
+from probcalc.inference.parameters import Values
 from probcalc.inference.target import Target
 from probcalc.result import Estimate
 from probcalc.status import Status

@@ -25,7 +25,8 @@ from torch.distributions import biject_to
 from probcalc._check import require_finite
 from probcalc._random import forked
 from probcalc._tree import Layout, moved
-from probcalc.inference.flat_model import FlatModel, Values, require_inside
+from probcalc.inference.flat_model import FlatModel
+from probcalc.inference.parameters import Values, require_inside
 from probcalc.inference.scope import model_scope
 
 _PROTOTYPE_SEED = 0  # of the run that reads the sites; it leaves no mark on any result

@@ -30,7 +30,8 @@ from probcalc.differentiation.batched import (
 )
 from probcalc.differentiation.curvature import central_hessian
 from probcalc.inference import flat_model, pyro_bridge
-from probcalc.inference.flat_model import FlatModel, Values
+from probcalc.inference.flat_model import FlatModel
+from probcalc.inference.parameters import Values
 from probcalc.inference.remembered import recall, remember
 from probcalc.inference.scope import model_scope
 
