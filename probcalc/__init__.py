@@ -104,6 +104,7 @@ _HOME = {
     "Controlled": "probcalc.divergence.from_log_probs",
     "fit": "probcalc.inference.fit",
     "laplace": "probcalc.inference.laplace",
+    "expectation_maximization": "probcalc.inference.expectation_maximization",
     "LikelihoodFit": "probcalc.inference.likelihood_fit",
     "maximum_likelihood": "probcalc.inference.maximum_likelihood",
     "maximum_a_posteriori": "probcalc.inference.maximum_a_posteriori",

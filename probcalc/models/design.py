@@ -30,6 +30,17 @@ def checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x.double(), y.double()
 
 
+def checked_rows(x: Tensor) -> Tensor:
+    """Rows ``(n, d)`` in float64.
+
+    Raises:
+        ValueError: If it is no table, has no rows, or a number is not finite.
+    """
+    if x.ndim != 2:
+        raise ValueError(f"`x` must be (n, d), got {tuple(x.shape)}.")
+    return checked(x, torch.zeros_like(x[:, 0]) if x.shape[1] else x.sum(dim=1))[0]
+
+
 def with_intercept(x: Tensor, intercept: bool) -> Tensor:
     """A column of ones in front, if there is to be one."""
     if not intercept:
