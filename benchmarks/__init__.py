@@ -14,5 +14,6 @@ BENCHMARKS = {
     "coverage": "how often the bars of random methods hold the truth",
     "monte_carlo": "random methods against vegas, QMCPy and SciPy, and long streams",
     "divergences": "closed forms against torch's, and pairs that have none",
+    "likelihood": "batches of regressions, one small minimum, the cost of the loop",
     "vi_small": "time to a converged posterior against Pyro's and NumPyro's SVI",
 }

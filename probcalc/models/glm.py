@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from probcalc.models.canonical import Rows
 from probcalc.models.design import checked, refuse_collinear, with_intercept
 from probcalc.optimization.minimize import descend
 from probcalc.optimization.newton import Newton
@@ -61,6 +62,10 @@ class _Regression:
         """Its second derivative: the variance of the response."""
         raise NotImplementedError
 
+    def moments(self, eta: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance at once, to the digits that single precision has."""
+        return self.mean(eta), self.variance(eta)
+
     def check_response(self, y: Tensor) -> None:
         """Refuse what cannot be a response."""
         raise NotImplementedError
@@ -82,43 +87,35 @@ class _Regression:
         """
         x, y = checked(x, y)
         self.check_response(y)
-        if not self.penalty:
-            refuse_collinear(with_intercept(x, self.intercept), self.intercept)
-        batch = x.shape[:-2]
-        X = with_intercept(x, self.intercept)
-        X, Y = X.reshape(-1, *X.shape[-2:]), y.reshape(-1, y.shape[-1])
-        ridge = torch.full_like(X[0, 0], self.penalty)
-        if self.intercept:
-            ridge[0] = 0.0
-
-        def oracle(beta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            X_, y_ = (X, Y) if len(rows) == len(X) else (X[rows], Y[rows])
-            eta = torch.einsum("bnp,bp->bn", X_, beta)
-            loss = (self.normaliser(eta) - y_ * eta).sum(dim=-1)
-            slope = torch.einsum("bnp,bn->bp", X_, self.mean(eta) - y_)
-            return loss + 0.5 * (ridge * beta.square()).sum(dim=-1), slope + ridge * beta
-
-        def curvature(beta: Tensor, rows: Tensor) -> Tensor:
-            X_ = X if len(rows) == len(X) else X[rows]
-            weights = self.variance(torch.einsum("bnp,bp->bn", X_, beta))
-            return X_.mT @ (weights[..., None] * X_) + torch.diag(ridge)
-
+        batch, n = x.shape[:-2], x.shape[-2]
+        ridge = x.new_full((x.shape[-1] + self.intercept,), self.penalty)
+        ridge[: self.intercept] = 0.0
+        data = Rows.of(
+            x.reshape(-1, *x.shape[-2:]),
+            y.reshape(-1, n),
+            self.intercept,
+            family=self,
+            ridge=ridge,
+        )
+        start, suspect, steps = data.start()
+        if not self.penalty and bool(suspect.any()):
+            refuse_collinear(data.columns[suspect].mT, self.intercept)
         found = descend(
-            oracle,
-            torch.zeros_like(X[:, 0]),
+            data.value_and_grad,
+            start,
             method=method or Newton(),
             max_evals=1000,
-            curvature=curvature,
+            curvature=data.curvature,
         )
-        every = torch.arange(len(X), device=X.device)
+        p = len(ridge)
         return RegressionFit(
             self,
-            found.x.reshape(*batch, -1),
+            found.x.reshape(*batch, p),
             -found.value.reshape(batch),
-            curvature(found.x, every).reshape(*batch, X.shape[-1], X.shape[-1]),
-            X.reshape(*batch, *X.shape[1:]),
+            data.information(found.x).reshape(*batch, p, p),
+            data.columns.mT.reshape(*batch, n, p) if len(batch) != 1 else data.columns.mT,
             y,
-            found.num_iterations.reshape(batch),
+            (found.num_iterations + steps).reshape(batch),
             found.status.reshape(batch),
         )
 
@@ -148,6 +145,11 @@ class LogisticRegression(_Regression):
     def variance(self, eta: Tensor) -> Tensor:
         """Of the response."""
         return eta.sigmoid() * (-eta).sigmoid()
+
+    def moments(self, eta: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance at once, to the digits that single precision has."""
+        mean = eta.sigmoid()
+        return mean, mean - mean.square()
 
     def check_response(self, y: Tensor) -> None:
         """Refuse labels that are neither 0 nor 1.

@@ -7,6 +7,7 @@ itself, for callers that have a batched value and gradient already.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -99,6 +100,8 @@ def minimize(
     gradient = vmap(grad_and_value(single))
 
     def oracle(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        if len(x) == 1:  # without the cost of a batch
+            return _one(single, points, tuple(a[0] for a in rows_of_args))
         g, value = gradient(points, *(a[rows] for a in rows_of_args))
         return value, g
 
@@ -118,6 +121,21 @@ def minimize(
     return Solution(
         best if isinstance(init, dict) else best["x"], **shaped, method=solution.method
     )
+
+
+def _one(
+    fn: Callable[..., Tensor], points: Float[Tensor, "1 d"], args: tuple[Tensor, ...]
+) -> tuple[Float[Tensor, " 1"], Float[Tensor, "1 d"]]:
+    """Value and gradient of one problem, by plain autograd."""
+    with torch.enable_grad():
+        leaf = points[0].detach().requires_grad_()
+        value = fn(leaf, *args)
+        if not value.requires_grad:
+            raise ValueError(
+                "the objective does not depend on `init`: no gradient comes back. Was it detached?"
+            )
+        (grad,) = torch.autograd.grad(value, leaf)
+    return value.detach()[None], grad[None]
 
 
 def _common_batch(
@@ -152,9 +170,15 @@ def descend(
     Raises:
         ValueError: If the method needs second derivatives and there are none.
     """
+    if not isinstance(method, SecondOrder):
+        aim = _as_it_is
+    elif curvature is None:
+        raise ValueError(f"{type(method).__name__} needs second derivatives; use `LBFGS()`.")
+    else:
+        aim = partial(_aimed, method, curvature)
     every = torch.arange(x.shape[0], device=x.device)
     value, grad = oracle(x, every)
-    state = _aimed(method, method.init(x, value, grad), curvature)
+    state = aim(method.init(x, value, grad))
     num_evals = torch.ones_like(every)
     for _ in range(max_evals - 1):
         active = state.active
@@ -165,7 +189,7 @@ def descend(
         else:
             break
         num_evals = num_evals + active
-        state = _aimed(method, method.step(state, value, grad), curvature)
+        state = aim(method.step(state, value, grad))
     unfinished = torch.where(state.active, Status.NOT_CONVERGED, Status.OK)
     return Solution(
         state.x,
@@ -178,11 +202,11 @@ def descend(
     )
 
 
-def _aimed(method: Method, state: Any, curvature: Curvature | None) -> Any:
-    if not isinstance(method, SecondOrder):
-        return state
-    if curvature is None:
-        raise ValueError(f"{type(method).__name__} needs second derivatives; use `LBFGS()`.")
+def _as_it_is(state: Any) -> Any:
+    return state
+
+
+def _aimed(method: SecondOrder, curvature: Curvature, state: Any) -> Any:
     rows = (state.aimless & state.active).nonzero()[:, 0]
     return method.aimed(state, rows, curvature(state.x[rows], rows)) if len(rows) else state
 

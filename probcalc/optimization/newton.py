@@ -24,6 +24,7 @@ _DECREASE = 1e-4  # share of the promised decrease that a step must reach
 _MAX_HALVINGS = 40
 _FLAT = 1e-8  # of the largest eigenvalue: below it there is no curvature to divide by
 _FAR = 1e-4  # of 1 + |x|: a longer Newton step says that the optimum is elsewhere
+_ROUNDING = 64  # units of rounding that a gradient may consist of, in units of the curvature
 _RUNS = 20  # steps with a gradient of nothing, none of them short, that go to infinity
 
 
@@ -50,8 +51,9 @@ class Newton:
     """Settings of the method, which needs d × d second derivatives.
 
     Args:
-        gtol: Converged where no gradient entry exceeds it, the curvature is not negative, and the
-            step at hand is short: towards infinity a gradient vanishes too.
+        gtol: Converged where no gradient entry exceeds it (or the gradient is all rounding, in
+            units in which the curvature is one), the curvature is not negative, and the step at
+            hand is short: towards infinity a gradient vanishes too.
         damping: Added to the diagonal of the Hessian.
     """
 
@@ -135,7 +137,10 @@ class Newton:
         direction, least, known = self._directions(grad, hessian)
         slope = (direction * grad).sum(dim=-1)
         curved = torch.einsum("kd,kde,ke->k", direction, hessian, direction)
-        flat = _size(grad) <= self.gtol
+        # in units in which the curvature is one, a gradient of rounding
+        eps = _ROUNDING * torch.finfo(x.dtype).eps
+        floor = eps**2 * state.value[rows].abs().clamp(min=1.0)
+        flat = (_size(grad) <= self.gtol) | ((least >= 0) & (-slope <= floor))
         short = _size(direction) <= _FAR * (1 + _size(x))
         convex = least >= 0
         far = torch.where(flat & convex & ~short, state.num_far[rows] + 1, 0)

@@ -90,7 +90,9 @@ class Run:
                 self.history.restore([])
         if self.step_number < self.num_steps and not self.reason:
             self._run_engine()
-        if not self.reason:
+        if not self.reason and self.step_number < self.num_steps:
+            self.reason = f"stopped by a callback after {self.step_number:,} steps"
+        elif not self.reason:
             self.reason = f"all {self.num_steps:,} steps made"
         if folder is not None and self.status == Status.OK:
             self.save()
@@ -117,7 +119,11 @@ class Run:
             disable=None if shown is None else not shown,
             unit="step",
         ) as self.bar:
-            engine.run(None, epoch_length=self.epoch_length, max_iters=int(self.num_steps))
+            if self.settings.callbacks:
+                engine.run(None, epoch_length=self.epoch_length, max_iters=int(self.num_steps))
+            else:  # the same steps without events, as nobody listens
+                while self.step_number < self.num_steps and not self.reason:
+                    self._process(engine, None)
 
     def _process(self, engine: Engine, _: None) -> Tensor:
         """One update."""

@@ -78,7 +78,7 @@ def collected(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "window": list(run.window.names),
         "history": run.history.records,
         "random": others,
-        "reason": run.reason if run.step_number < run.num_steps else "",
+        "reason": run.reason if run.reason.startswith("no better") else "",
     }
 
 

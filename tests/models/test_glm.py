@@ -84,6 +84,25 @@ def test_batches_are_what_their_data_sets_are(model, generator):
             torch.testing.assert_close(fit.std_error(True)[i, j], one.std_error(True))
 
 
+@pytest.mark.parametrize("model", [LogisticRegression(), PoissonRegression(penalty=0.5)])
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e6])
+def test_large_batches_that_begin_in_single_precision(model, scale: float, generator):
+    """Their answers, standard errors too, are those of each alone, whatever the units."""
+    x, y = simulated(model, generator, 400, n=400)
+    x = x * torch.tensor([scale, 1.0, 1.0]).double()
+    many = model.fit(x, y)
+    assert many.ok
+    for i in (0, 399):
+        one = model.fit(x[i], y[i])
+        torch.testing.assert_close(many.coefficients[i], one.coefficients, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(many.std_error()[i], one.std_error(), rtol=1e-8, atol=0)
+    twice = torch.cat([x, x[..., :1]], dim=-1)
+    twice[1:, :, 3] = x[1:, :, 0].square()
+    if not model.penalty:
+        with pytest.raises(ValueError, match=r"x\[0\], x\[3\] are not independent"):
+            model.fit(twice, y)
+
+
 def test_intervals_cover(generator):
     """95 % of intervals of a right model, classical and robust, within the binomial band."""
     model, runs = LogisticRegression(), 4000

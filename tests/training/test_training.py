@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from ignite.engine import Events
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -274,6 +275,36 @@ def test_the_module_that_broke_is_named():
     found = train(network_squares, module, (X, Y), max_steps=5)
     assert found.diagnostics["nan"]["module"] == "1"
     assert all(bool(b.double().isfinite().all()) for b in module.buffers())  # of batch norm
+
+
+def test_handlers_of_ignite_see_every_step_and_change_none():
+    seen: list[tuple[int, int, float]] = []
+
+    def attach(engine):
+        @engine.on(Events.ITERATION_COMPLETED)
+        def look(engine):
+            seen.append((engine.state.iteration, engine.state.epoch, float(engine.state.output)))
+            if engine.state.iteration == 25:
+                engine.terminate()
+
+    settings = {"optimizer": pc.Adam(0.05), "batch_size": 4, "log_every": 1}
+    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
+    watched = train(
+        squares,
+        START,
+        (X, Y),
+        max_steps=40,
+        callbacks=[attach],
+        generator=generators[0],
+        **settings,
+    )
+    alone = train(squares, START, (X, Y), max_steps=25, generator=generators[1], **settings)
+    assert watched.num_steps == 25
+    assert [s[0] for s in seen] == list(range(1, 26))
+    assert [s[1] for s in seen] == [1 + i // 5 for i in range(25)]
+    assert [s[2] for s in seen] == [r["loss"] for r in alone.history]
+    assert all(torch.equal(watched.params[k], alone.params[k]) for k in START)
+    assert watched.reason == "stopped by a callback after 25 steps"
 
 
 def test_history_is_json_lines_and_the_bar_is_for_terminals(tmp_path, capfd):
