@@ -343,6 +343,7 @@ class Solution:
         num_evals: Evaluations of the objective with its gradient, per problem.
         status: Bit flags of `Status`.
         method: Name of the method.
+        trajectory: Points evaluated and their values, if asked for, steps in front.
     """
 
     x: Any
@@ -352,6 +353,7 @@ class Solution:
     num_evals: Int[Tensor, "*batch"]
     status: Int[Tensor, "*batch"]
     method: str = ""
+    trajectory: dict[str, Any] | None = None
 
     @property
     def flags(self) -> Status:

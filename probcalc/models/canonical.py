@@ -140,11 +140,12 @@ class Rows:
         beta = torch.zeros(k, p, dtype=torch.float32, device=X.device)
         suspect = torch.zeros(k, dtype=torch.bool, device=X.device)
         for step in range(_STEPS):
-            eta = (beta[:, None] @ x)[:, 0]
+            eta = (beta[:, None] @ x)[:, 0] if step else torch.zeros_like(y[:, :1])
             mean, weights = self.family.moments(eta)
             weights = weights.clamp(min=_LEAST)
             torch.div(y - mean, weights, out=working)
-            sums = (weights[:, None] * x) @ both.mT
+            # at first all weights are one number, and go in front of the sums
+            sums = (weights[:, None] * x) @ both.mT if step else weights[:, None] * (x @ both.mT)
             hessian = sums[..., :p] + torch.diag(ridge)
             factor, info = torch.linalg.cholesky_ex(hessian)
             slope = sums[..., p] - ridge * beta

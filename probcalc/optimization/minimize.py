@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.func import grad_and_value, hessian, vmap
+from torch.func import grad, grad_and_value, hessian, jvp, vmap
 
 from probcalc._tree import Layout
 from probcalc.optimization.lbfgs import LBFGS
@@ -23,6 +23,8 @@ from probcalc.status import Status
 # oracle(x, rows): value and gradient of the problems `rows` at the points x
 Oracle = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Curvature = Callable[[Tensor, Tensor], Tensor]  # (x, rows) to Hessians
+# (x, rows, vectors) to products of Hessians with vectors
+Products = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @runtime_checkable
@@ -51,6 +53,17 @@ class SecondOrder(Method, Protocol):
         ...
 
 
+@runtime_checkable
+class MatrixFree(Method, Protocol):
+    """The same with products of the Hessian and vectors only."""
+
+    def aimed_by_products(
+        self, state: Any, rows: Tensor, product: Callable[[Tensor], Tensor]
+    ) -> Any:
+        """State with steps for the problems `rows`."""
+        ...
+
+
 def minimize(
     fn: Callable[..., Tensor],
     init: Tensor | dict[str, Tensor],
@@ -59,6 +72,7 @@ def minimize(
     batch_dims: int = 0,
     method: Method | None = None,
     max_evals: int = 10_000,
+    trajectory: bool = False,
 ) -> Solution:
     """Minimise a smooth function, or a batch of them at once.
 
@@ -67,8 +81,10 @@ def minimize(
         init: Start; its leading `batch_dims` axes are the batch.
         args: Further tensors, each with the same leading axes.
         batch_dims: Number of leading batch axes of `init` and `args`.
-        method: Default `LBFGS()`; `Newton()`, or a first-order one such as `Adam()`.
+        method: Default `LBFGS()`; `Newton()`, `TrustRegion()` for many parameters,
+            `GradientDescent()`, or a first-order one such as `Adam()`.
         max_evals: Evaluations that each problem may spend.
+        trajectory: Whether to keep every point that was evaluated.
 
     Returns:
         Solution with `x` shaped as `init`.
@@ -106,21 +122,39 @@ def minimize(
         return value, g
 
     second = vmap(hessian(single))
+    along = vmap(lambda z, v, *own: jvp(lambda u: grad(single)(u, *own), (z,), (v,))[1])
+    path: list[tuple[Tensor, Tensor]] | None = [] if trajectory else None
     solution = descend(
         oracle,
         x,
         method=method or LBFGS(),
         max_evals=max_evals,
         curvature=lambda points, rows: second(points, *(a[rows] for a in rows_of_args)),
+        products=lambda points, rows, v: along(points, v, *(a[rows] for a in rows_of_args)),
+        path=path,
     )
-    best = layout.unflatten(solution.x.reshape(*batch, layout.size))
-    shaped = {
-        name: getattr(solution, name).reshape(batch)
-        for name in ("value", "grad_norm", "num_iterations", "num_evals", "status")
-    }
+
+    def shaped(flat: Tensor, *front: int) -> Any:
+        values = layout.unflatten(flat.reshape(*front, *batch, layout.size))
+        return values if isinstance(init, dict) else values["x"]
+
+    fields = ("value", "grad_norm", "num_iterations", "num_evals", "status")
     return Solution(
-        best if isinstance(init, dict) else best["x"], **shaped, method=solution.method
+        shaped(solution.x),
+        **{name: getattr(solution, name).reshape(batch) for name in fields},
+        method=solution.method,
+        trajectory=None if path is None else _as_trajectory(path, shaped, batch),
     )
+
+
+def _as_trajectory(
+    path: list[tuple[Tensor, Tensor]], shaped: Callable[..., Any], batch: tuple[int, ...]
+) -> dict[str, Any]:
+    points, values = (torch.stack(column) for column in zip(*path, strict=True))
+    return {
+        "x": shaped(points, len(points)),
+        "value": values.reshape(len(values), *batch),
+    }
 
 
 def _one(
@@ -134,8 +168,8 @@ def _one(
             raise ValueError(
                 "the objective does not depend on `init`: no gradient comes back. Was it detached?"
             )
-        (grad,) = torch.autograd.grad(value, leaf)
-    return value.detach()[None], grad[None]
+        (slope,) = torch.autograd.grad(value, leaf)
+    return value.detach()[None], slope[None]
 
 
 def _common_batch(
@@ -162,6 +196,8 @@ def descend(
     method: Method,
     max_evals: int,
     curvature: Curvature | None = None,
+    products: Products | None = None,
+    path: list[tuple[Tensor, Tensor]] | None = None,
 ) -> Solution:
     """Run a method on a batch of problems until each has converged, failed or spent its budget.
 
@@ -170,15 +206,12 @@ def descend(
     Raises:
         ValueError: If the method needs second derivatives and there are none.
     """
-    if not isinstance(method, SecondOrder):
-        aim = _as_it_is
-    elif curvature is None:
-        raise ValueError(f"{type(method).__name__} needs second derivatives; use `LBFGS()`.")
-    else:
-        aim = partial(_aimed, method, curvature)
+    aim = _aim_of(method, curvature, products)
     every = torch.arange(x.shape[0], device=x.device)
     value, grad = oracle(x, every)
     state = aim(method.init(x, value, grad))
+    if path is not None:
+        path.append((x, value))
     num_evals = torch.ones_like(every)
     for _ in range(max_evals - 1):
         active = state.active
@@ -189,6 +222,8 @@ def descend(
         else:
             break
         num_evals = num_evals + active
+        if path is not None:
+            path.append((method.point(state), value))
         state = aim(method.step(state, value, grad))
     unfinished = torch.where(state.active, Status.NOT_CONVERGED, Status.OK)
     return Solution(
@@ -202,13 +237,29 @@ def descend(
     )
 
 
-def _as_it_is(state: Any) -> Any:
-    return state
+def _aim_of(
+    method: Method, curvature: Curvature | None, products: Products | None
+) -> Callable[[Any], Any]:
+    """What gives directions to problems that have none."""
+    if isinstance(method, MatrixFree):
+        given = products
+    elif isinstance(method, SecondOrder):
+        given = curvature
+    else:
+        return lambda state: state
+    if given is None:
+        raise ValueError(f"{type(method).__name__} needs second derivatives; use `LBFGS()`.")
 
+    def aim(state: Any) -> Any:
+        rows = (state.aimless & state.active).nonzero()[:, 0]
+        if not len(rows):
+            return state
+        x = state.x[rows]
+        if isinstance(method, MatrixFree):
+            return method.aimed_by_products(state, rows, partial(given, x, rows))
+        return method.aimed(state, rows, given(x, rows))
 
-def _aimed(method: SecondOrder, curvature: Curvature, state: Any) -> Any:
-    rows = (state.aimless & state.active).nonzero()[:, 0]
-    return method.aimed(state, rows, curvature(state.x[rows], rows)) if len(rows) else state
+    return aim
 
 
 def _partial(
