@@ -28,6 +28,7 @@ _HOME = {
     "grad": "probcalc.differentiation.autodiff",
     "hessian": "probcalc.differentiation.autodiff",
     "hvp": "probcalc.differentiation.autodiff",
+    "integrated_gradients": "probcalc.differentiation.attribution",
     "jacobian": "probcalc.differentiation.autodiff",
     "limit": "probcalc.differentiation.limits",
     "partial": "probcalc.differentiation.autodiff",

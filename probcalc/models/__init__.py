@@ -9,6 +9,9 @@ _HOME = {
     "GaussianMixture": "probcalc.models.mixture",
     "LinearRegression": "probcalc.models.linear",
     "LogisticRegression": "probcalc.models.glm",
+    "MLP": "probcalc.models.mlp",
+    "gradient_flow": "probcalc.models.signal",
+    "SoftmaxRegression": "probcalc.models.softmax",
     "PoissonRegression": "probcalc.models.glm",
 }
 

@@ -104,6 +104,11 @@ class Rows:
             self._bent, self._guessed = None, False
         return self.curvature(beta, torch.arange(len(beta), device=beta.device))
 
+    def gram(self, rows: Tensor) -> Float[Tensor, "k p p"]:
+        """XᵀX of some data sets."""
+        X = self.columns[rows]
+        return X @ X.mT
+
     def _taken(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         return self.columns[rows], self.response[rows]
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+_THIN = 1e-3  # least pivot of scaled information for which nothing more need be looked at
+_LOST = 1e-8  # of the mean weight: rows that say nothing any more
 _SAME = 1e-10  # of the largest singular value: directions that data do not tell apart
 
 
@@ -72,3 +76,27 @@ def refuse_collinear(design: Tensor, intercept: bool) -> None:
         f"columns {', '.join(columns)} are not independent (one may be constant): their "
         "coefficients cannot be told apart. Leave one out."
     )
+
+
+def starved(information: Tensor, gram: Callable[[Tensor], Tensor]) -> Tensor:
+    """Whether all rows that tell of some direction have lost their weight: separation.
+
+    Args:
+        information: Xᵀ diag(w) X, or k blocks of such, ``(b, k p, k p)``.
+        gram: From indices of the batch to XᵀX, ``(m, p, p)``.
+    """
+    size = information.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300).sqrt()
+    scaled = information / size[..., :, None] / size[..., None, :]
+    factor, info = torch.linalg.cholesky_ex(scaled)
+    doubtful = (info != 0) | (factor.diagonal(dim1=-2, dim2=-1) < _THIN).any(dim=-1)
+    if not bool(doubtful.any()):
+        return doubtful
+    rows = doubtful.nonzero()[:, 0]
+    root, _ = torch.linalg.cholesky_ex(gram(rows))
+    blocks = information.shape[-1] // root.shape[-1]
+    inverse = torch.linalg.inv(root)
+    some = information[rows].unflatten(-1, (blocks, -1)).unflatten(-3, (blocks, -1))
+    turned = torch.einsum("mab,mkblc,mdc->mkald", inverse, some, inverse)
+    weights = torch.linalg.eigvalsh(turned.flatten(-2).flatten(1, 2))
+    lost = ~(weights[..., 0] > _LOST * weights.mean(dim=-1))
+    return doubtful.index_copy(0, rows, lost)

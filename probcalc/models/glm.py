@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from probcalc.models.canonical import Rows
-from probcalc.models.design import checked, refuse_collinear, with_intercept
+from probcalc.models.design import checked, refuse_collinear, starved, with_intercept
 from probcalc.optimization.minimize import descend
 from probcalc.optimization.newton import Newton
 from probcalc.status import Status
@@ -108,15 +108,19 @@ class _Regression:
             curvature=data.curvature,
         )
         p = len(ridge)
+        information, status = data.information(found.x), found.status
+        if not self.penalty:
+            lost = starved(information, lambda rows: data.gram(rows))
+            status = torch.where(lost, int(Status.UNBOUNDED), status)
         return RegressionFit(
             self,
             found.x.reshape(*batch, p),
             -found.value.reshape(batch),
-            data.information(found.x).reshape(*batch, p, p),
+            information.reshape(*batch, p, p),
             data.columns.mT.reshape(*batch, n, p) if len(batch) != 1 else data.columns.mT,
             y,
             (found.num_iterations + steps).reshape(batch),
-            found.status.reshape(batch),
+            status.reshape(batch),
         )
 
 

@@ -71,6 +71,20 @@ def test_separated_classes_have_no_maximum():
     assert pair.std_error()[1].isfinite().all()
 
 
+@pytest.mark.parametrize("model", [LogisticRegression(), PoissonRegression()])
+def test_a_group_without_events_has_no_maximum(model, generator):
+    """Quasi-complete separation: all others are estimated, one coefficient goes to −∞."""
+    x = torch.randn(200, 2, generator=generator, dtype=torch.float64)
+    x[:, 1] = (torch.arange(200) % 10 == 0).double()
+    y = torch.bernoulli(torch.full((200,), 0.4).double(), generator=generator)
+    y[x[:, 1] == 1] = 0
+    fit = model.fit(x, y)
+    assert fit.flags == Status.UNBOUNDED
+    assert fit.std_error().isnan().all()
+    y[0] = 1
+    assert model.fit(x, y).ok
+
+
 @pytest.mark.parametrize("model", [LogisticRegression(), PoissonRegression(penalty=0.5)])
 def test_batches_are_what_their_data_sets_are(model, generator):
     x, y = simulated(model, generator, 3, 2, n=100)
