@@ -16,12 +16,12 @@ import torch
 
 from probcalc._random import child, draw_seed
 from probcalc.inference.assess import Budget, assess, first_draws
+from probcalc.inference.curvature import Curvature, Hessian
 from probcalc.inference.guides import FullRank
 from probcalc.inference.maximum_a_posteriori import mode
 from probcalc.inference.parameters import Values
 from probcalc.inference.posterior import Posterior
 from probcalc.inference.target import Target
-from probcalc.linalg import cholesky_or_none, symmetric
 from probcalc.status import EstimateWarning, Status
 
 _WEIGHTS = 1  # stream of the run's seed
@@ -30,6 +30,7 @@ _WEIGHTS = 1  # stream of the run's seed
 def laplace(
     target: Target,
     *,
+    curvature: Curvature | None = None,
     init: Values | None = None,
     restarts: int = 4,
     max_evals: int | None = None,
@@ -40,6 +41,8 @@ def laplace(
 
     Args:
         target: What to approximate; computed in float64 whatever its dtype.
+        curvature: Default `Hessian()`; `GaussNewton`, `EmpiricalFisher`, a diagonal, or a known
+            `Precision`.
         init: Constrained values for the first restart.
         restarts: Random starts of the search for the mode.
         max_evals: Most evaluations of the log density for weighing; default 2¹⁷.
@@ -49,7 +52,7 @@ def laplace(
     Returns:
         The posterior. Where the density has no mode it is flagged `UNBOUNDED` or `INDEFINITE`,
         its guide has unit scale at the place where the search stopped, and its error bars are
-        infinite.
+        infinite. A curvature that is not positive definite is flagged so, and never repaired.
 
     Raises:
         ValueError: If `init` violates a constraint, or no start has a finite density.
@@ -68,14 +71,15 @@ def laplace(
     flags = Status(int(solution.status))
     tril = None
     if not flags:
-        precision = -target.hessian(z[None])[0]
-        factor = cholesky_or_none(precision)
-        if factor is not None:
-            tril = cholesky_or_none(symmetric(torch.cholesky_inverse(factor)))
+        tril = (curvature or Hessian()).scale_tril(target, z)
     reasons = ()
-    if tril is None:
+    if tril is None and not flags and curvature is not None:
+        flags = Status.INDEFINITE
+        reasons = (f"the curvature by {type(curvature).__name__} is not positive definite",)
+    elif tril is None:
         flags |= Status.UNBOUNDED if not flags else Status.OK
         reasons = (f"no mode: {flags.words}",)
+    if tril is None:
         tril = torch.eye(target.dim).to(z)
     budget = Budget(max_evals=max_evals or Budget.max_evals, confidence=confidence)
     stream = child(seed, _WEIGHTS, target.device)
