@@ -96,6 +96,9 @@ class Rows:
         found = found + torch.diag(self.ridge)
         if whole:
             self._bent, self._guessed = (beta, found), False
+        elif self._bent is not None and not self._guessed:
+            at, bent = self._bent
+            self._bent = at.index_copy(0, rows, beta), bent.index_copy(0, rows, found)
         return found
 
     def information(self, beta: Float[Tensor, "b p"]) -> Float[Tensor, "b p p"]:

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from probcalc.inference.target import Target
 from probcalc.models.canonical import Rows
 from probcalc.models.design import checked, refuse_collinear, starved, with_intercept
 from probcalc.optimization.minimize import descend
@@ -121,6 +122,37 @@ class _Regression:
             y,
             (found.num_iterations + steps).reshape(batch),
             status.reshape(batch),
+        )
+
+    def target(self, x: Tensor, y: Tensor) -> Target:
+        """The posterior of the coefficients, for `pc.fit` and `pc.laplace`.
+
+        The penalty is the prior: normal, of variance 1/λ, and flat for the intercept.
+
+        Args:
+            x: Covariates ``(n, d)``.
+            y: Responses ``(n)``.
+
+        Raises:
+            ValueError: If there is no penalty, or the data cannot be fitted.
+        """
+        if not self.penalty:
+            raise ValueError("a posterior needs a proper prior: give `penalty`.")
+        if x.ndim != 2:
+            raise ValueError(f"`x` must be (n, d), got {tuple(x.shape)}.")
+        x, y = checked(x, y)
+        self.check_response(y)
+        X = with_intercept(x, self.intercept)
+
+        def log_prior(values: dict[str, Tensor]) -> Tensor:
+            return -0.5 * self.penalty * values["beta"][int(self.intercept) :].square().sum()
+
+        def log_likelihood(values: dict[str, Tensor], row: tuple[Tensor, Tensor]) -> Tensor:
+            eta = (row[0] * values["beta"]).sum()
+            return row[1] * eta - self.normaliser(eta)
+
+        return Target.from_function(
+            log_prior, {"beta": (X.shape[1],)}, log_likelihood=log_likelihood, data=(X, y)
         )
 
 
@@ -236,6 +268,12 @@ class RegressionFit:
         """Expected responses of new rows: of logistic regression the probability of 1."""
         X = with_intercept(x.double(), self.model.intercept)
         return self.model.mean((X @ self.coefficients[..., None])[..., 0])
+
+    def score(self, x: Float[Tensor, "*batch m d"], y: Float[Tensor, "*batch m"]) -> Tensor:
+        """Mean log-likelihood of new rows, without what does not depend on the coefficients."""
+        X = with_intercept(x.double(), self.model.intercept)
+        eta = (X @ self.coefficients[..., None])[..., 0]
+        return (y * eta - self.model.normaliser(eta)).mean(dim=-1)
 
     def covariance(self, robust: bool = False) -> Float[Tensor, "*batch p p"]:
         """Of the coefficients; NaN where a fit is flagged.

@@ -9,6 +9,7 @@ import torch
 from sklearn.datasets import load_breast_cancer
 from torch import Tensor
 
+import probcalc as pc
 from probcalc import Status
 from probcalc.models.glm import LogisticRegression, PoissonRegression
 
@@ -144,6 +145,26 @@ BAD = {
 def test_what_cannot_be_fitted(model, x: Tensor, y: Tensor, text: str):
     with pytest.raises(ValueError, match=text):
         model.fit(x, y)
+
+
+@pytest.mark.parametrize(
+    "model", [LogisticRegression(penalty=1.0), PoissonRegression(penalty=1.0)]
+)
+def test_the_posterior_on_the_same_object(model, generator):
+    """Its mode is the penalised fit, its spread nearly the inverse information."""
+    x, y = simulated(model, generator, n=300)
+    fit, target = model.fit(x, y), model.target(x, y)
+    found = pc.laplace(target, generator=generator)
+    assert found.ok
+    torch.testing.assert_close(found.params["loc"], fit.coefficients, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(found.std["beta"].value, fit.std_error(), rtol=0.05, atol=0)
+    fitted = pc.fit(target, generator=generator)
+    assert fitted.ok
+    torch.testing.assert_close(fitted.mean["beta"].value, fit.coefficients, rtol=0.1, atol=0.05)
+    rows = torch.stack([fit.score(x, y), fit.objective / 300])
+    assert float(rows[0] - rows[1]) > 0  # the penalty
+    with pytest.raises(ValueError, match="proper prior"):
+        type(model)().target(x, y)
 
 
 def test_penalties_are_not_negative():
