@@ -105,7 +105,7 @@ class LBFGS:
             status=torch.where(finite, Status.OK, Status.NON_FINITE),
             active=finite,
         )
-        return self._aimed(state, torch.ones_like(finite))
+        return self._aimed(state, None)
 
     def step(
         self, state: LBFGSState, value: Float[Tensor, " b"], grad: Float[Tensor, "b d"]
@@ -117,11 +117,11 @@ class LBFGS:
         low_enough = self._decreased(state, value, slope) & finite
         flat_enough = slope.abs() <= -self.curvature * state.slope
         accepted = low_enough & flat_enough & state.active
+        if bool(accepted.all()):  # the usual case, in which nothing need be picked
+            return self._aimed(self._all_moved(state, value, grad), None)
         searching = state.active & ~accepted
-        retried = searching
-        if bool(searching.any()):
-            state = self._bracketed(state, value, slope, ~low_enough | (slope > 0))
-            state, retried = self._stopped_searches(state, searching)
+        state = self._bracketed(state, value, slope, ~low_enough | (slope > 0))
+        state, retried = self._stopped_searches(state, searching)
         moved = self._moved(state, accepted, t, value, grad)
         return self._aimed(moved, accepted | retried)
 
@@ -168,6 +168,20 @@ class LBFGS:
             num_iterations=state.num_iterations + accepted,
         )
 
+    def _all_moved(self, state: LBFGSState, value: Tensor, grad: Tensor) -> LBFGSState:
+        s = state.trial[:, None] * state.direction
+        y = grad - state.grad
+        keep = (s * y).sum(dim=-1) > torch.finfo(y.dtype).eps * (y * y).sum(dim=-1)
+        return replace(
+            state,
+            x=state.x + s,
+            value=value,
+            grad=grad,
+            steps=_pushed(state.steps, s, keep),
+            changes=_pushed(state.changes, y, keep),
+            num_iterations=state.num_iterations + 1,
+        )
+
     def _stopped_searches(
         self, state: LBFGSState, searching: Tensor
     ) -> tuple[LBFGSState, Bool[Tensor, " b"]]:
@@ -195,26 +209,33 @@ class LBFGS:
         )
         return stopped, retried
 
-    def _aimed(self, state: LBFGSState, chosen: Tensor) -> LBFGSState:
-        """New search direction for the chosen problems, and a fresh bracket."""
+    def _aimed(self, state: LBFGSState, chosen: Tensor | None) -> LBFGSState:
+        """New search direction for the chosen problems (None: all), and a fresh bracket."""
+        if chosen is not None and not bool(chosen.any()):
+            return state
         fresh = state.changes[:, -1].abs().amax(dim=-1) == 0
         p = -inverse_hessian_product(state.steps, state.changes, state.grad)
         slope = (p * state.grad).sum(dim=-1)
         first = 1.0 / state.grad.norm(dim=-1).clamp(min=1.0)
         zero = torch.zeros_like(slope)
-        start = torch.stack([zero, state.value, slope], dim=-1)
-        none = torch.stack([zero + math.inf, zero + math.inf, zero], dim=-1)
+        none = torch.full_like(slope, math.inf)
+        new = {
+            "direction": p,
+            "slope": slope,
+            "trial": torch.where(fresh, first, 1.0),
+            "low": torch.stack([zero, state.value, slope], dim=-1),
+            "high": torch.stack([none, none, zero], dim=-1),
+            "num_trials": torch.zeros_like(state.num_trials),
+        }
+        done = self._converged(state.grad, slope)
+        if chosen is None:
+            return replace(state, **new, active=state.active & ~done)
         one = chosen[:, None]
-        return replace(
-            state,
-            direction=torch.where(one, p, state.direction),
-            slope=torch.where(chosen, slope, state.slope),
-            trial=torch.where(chosen, torch.where(fresh, first, 1.0), state.trial),
-            low=torch.where(one, start, state.low),
-            high=torch.where(one, none, state.high),
-            num_trials=torch.where(chosen, 0, state.num_trials),
-            active=state.active & ~(chosen & self._converged(state.grad, slope)),
-        )
+        picked = {
+            name: torch.where(one if t.ndim == 2 else chosen, t, getattr(state, name))
+            for name, t in new.items()
+        }
+        return replace(state, **picked, active=state.active & ~(chosen & done))
 
 
 def inverse_hessian_product(

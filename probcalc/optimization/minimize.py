@@ -103,9 +103,11 @@ def minimize(
     x = layout.flatten(named).reshape(-1, layout.size)
     rows_of_args = tuple(a.reshape(-1, *a.shape[batch_dims:]) for a in args)
 
+    shape = next(iter(layout.shapes.values()))
+
     def single(flat: Tensor, *own: Tensor) -> Tensor:
-        values = layout.unflatten(flat)
-        out = fn(values if isinstance(init, dict) else values["x"], *own)
+        point = layout.unflatten(flat) if isinstance(init, dict) else flat.view(shape)
+        out = fn(point, *own)
         if out.ndim:
             raise ValueError(
                 f"the objective must return a scalar, got shape {tuple(out.shape)}; "
