@@ -127,9 +127,10 @@ class Rows:
         zero = self.columns.new_zeros(b, p)
         if b * p * n < _MANY or b < 2:
             return zero, torch.ones(b, dtype=torch.bool, device=zero.device), 0
-        beta, suspect, bent = self._by_blocks(self._single, self.columns, self.response)
-        every = torch.arange(b, device=zero.device)
-        value, _ = self.value_and_grad(beta, every)
+        found = self._by_blocks(self._begun, self.columns, self.response)
+        beta, suspect, bent, value, slope, weights = found
+        value = value + 0.5 * (self.ridge * beta.square()).sum(dim=-1)
+        self._last = (beta, value, slope + self.ridge * beta, weights)
         at_zero = n * self.family.normaliser(zero[0, 0])
         better = value < at_zero  # false for NaN
         if bool(better.all()):
@@ -137,6 +138,11 @@ class Rows:
             self._bent, self._guessed = (beta, bent.double()), True
             return beta, suspect, _STEPS
         return torch.where(better[:, None], beta, zero), suspect, _STEPS
+
+    def _begun(self, X: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """A start, and the sums there while the block is in the cache."""
+        beta, suspect, bent = self._single(X, y)
+        return beta, suspect, bent, *self._slopes(X, y, beta)
 
     def _single(self, X: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reweighted least squares in single precision."""
