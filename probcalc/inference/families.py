@@ -23,6 +23,7 @@ _DOUBLES = (
     ("scale_tril", "covariance_matrix", "precision_matrix"),
 )
 _MOVING = (td.Uniform, td.Pareto)  # the support of which depends on the parameters
+_SPREAD = (td.FisherSnedecor,)  # which cannot shrink to any point that it may take
 _FEW_DEGREES = 5.0  # of freedom, where a Student t is begun
 _EULER = 0.5772156649015329
 
@@ -126,9 +127,11 @@ def start_of(
     return values
 
 
-def concentrated(parameters: Parameters, support: constraints.Constraint, x: Tensor) -> Tensor:
+def concentrated(
+    family: Family, parameters: Parameters, support: constraints.Constraint, x: Tensor
+) -> Tensor:
     """Data sets of one value only, where a density of two parameters has no largest height."""
-    if support.is_discrete or parameters.free.size < 2:
+    if support.is_discrete or parameters.free.size < 2 or family in _SPREAD:
         return torch.zeros(len(x), dtype=torch.bool, device=x.device)
     return (x == x[:, :1]).flatten(1).all(dim=1)
 

@@ -97,7 +97,7 @@ def maximum_likelihood(
         known = closed_form(family, x, w)
     if known is not None and set(known) != set(parameters.layout.shapes):
         known = None  # written through its other parameter
-    flat = concentrated(parameters, support, x) & (len(columns) == 1)
+    flat = concentrated(family, parameters, support, x) & (len(columns) == 1)
     if init is not None:
         parameters.check(init)
         start = {k: v.double().expand(len(x), *v.shape) for k, v in init.items()}

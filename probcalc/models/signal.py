@@ -31,12 +31,15 @@ class GradientFlow:
     Args:
         variance: Of the sums of a deep layer; of the first where no fixed point exists.
         factor: χ, by which squared gradients change per layer.
-        error: Of χ.
+        error: Of χ, at this variance.
+        settled: Whether the variance came to rest; where it still falls or grows (rectifiers whose
+            scale drifts, tanh at the edge of chaos), χ is that of the last layer looked at.
     """
 
     variance: float
     factor: float
     error: float
+    settled: bool
 
     @property
     def verdict(self) -> str:
@@ -84,12 +87,13 @@ def gradient_flow(
     for _ in range(_MAX_STEPS):
         moment = expect(_Squared(activation, math.sqrt(q), False), normal)
         new = weight_gain**2 * float(moment.value) + bias_std**2
-        if abs(new - q) <= _SETTLED * q or not 1e-12 < new < 1e12:
+        settled = abs(new - q) <= _SETTLED * q
+        if settled or not 1e-12 < new < 1e12:
             break
         q = new
     slope = expect(_Squared(activation, math.sqrt(q), True), normal)
     gain = weight_gain**2
-    return GradientFlow(q, gain * float(slope.value), gain * float(slope.error))
+    return GradientFlow(q, gain * float(slope.value), gain * float(slope.error), settled)
 
 
 @dataclass(frozen=True)

@@ -455,6 +455,11 @@ def test_what_has_no_maximum_says_so(call, text: str):
     assert text in repr(fit)
 
 
+def test_rows_alike_are_no_fault_of_a_family_that_cannot_shrink_to_them():
+    fit = maximum_likelihood(td.FisherSnedecor, torch.full((20,), 3.0).double())
+    assert not any("all rows are alike" in reason for reason in fit.reasons)
+
+
 def separated(p, row):
     return td.Bernoulli(logits=p["w"] * row[0]).log_prob(row[1])
 

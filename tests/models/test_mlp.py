@@ -89,8 +89,17 @@ FLOWS = {
 def test_the_depth_that_gradients_reach(activation, gain: float, factor, verdict: str):
     flow = gradient_flow(activation, weight_gain=gain)
     assert flow.verdict == verdict
+    if verdict == "keeps its size":
+        assert flow.settled
     if factor is not None:
         assert flow.factor == pytest.approx(factor, abs=1e-9)
+
+
+def test_a_variance_that_does_not_come_to_rest_says_so():
+    """Tanh at a gain of one: q falls like 1/n, for ever, and χ creeps up to one."""
+    flow = gradient_flow(Tanh(), weight_gain=1.0)
+    assert not flow.settled
+    assert 0.99 < flow.factor < 1
 
 
 def test_a_wide_network_has_the_factor_foretold():
