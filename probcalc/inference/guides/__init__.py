@@ -32,7 +32,9 @@ __all__ = ["GUIDES", "FullRank", "GaussianMixture", "Guide", "MeanField", "Stude
 class Guide(Protocol):
     """What every guide offers; `params` maps names to tensors ``(*batch, ...)``.
 
-    A guide may also have ``entropy(params)``, its differential entropy in nats.
+    A guide may also have ``entropy(params)``, its differential entropy in nats,
+    ``moments(params)``, its mean ``(*batch, d)`` and covariance ``(*batch, d, d)``, and
+    ``from_gaussian(loc, scale_tril)``, the parameters nearest to a Gaussian.
     """
 
     def init(self, target: object, generator: torch.Generator) -> dict[str, Tensor]:
@@ -53,10 +55,4 @@ class Guide(Protocol):
         self, params: dict[str, Tensor], z: Float[Tensor, "*batch n d"]
     ) -> Float[Tensor, "*batch n"]:
         """Log density."""
-        ...
-
-    def moments(
-        self, params: dict[str, Tensor]
-    ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d d"]]:
-        """Mean and covariance."""
         ...
