@@ -89,7 +89,7 @@ _HOME = {
     "Target": "probcalc.inference.target",
     "Posterior": "probcalc.inference.posterior",
     "load_posterior": "probcalc.inference.posterior",
-    "SampleAverage": "probcalc.inference.fit",
+    "SampleAverage": "probcalc.inference.sample_average",
     "kl": "probcalc.divergence.kl",
     "kl_bounds": "probcalc.divergence.bounds",
     "jeffreys": "probcalc.divergence.f_divergence",

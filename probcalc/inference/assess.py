@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from probcalc.inference.guides import Guide
 from probcalc.inference.importance import (
-    Proposal,
     WeightedDraws,
     num_components,
     weighted_draws,
 )
 from probcalc.inference.moments import weighted_moments
 from probcalc.inference.posterior import Posterior
+from probcalc.inference.solved import Progress
 from probcalc.inference.target import Target
-from probcalc.integration.tails import khat_limit, pareto_khat
 from probcalc.result import half_width
 from probcalc.status import Status
-
-Progress = Callable[[str, int], None]
-
 
 _MIN_GROWTH = 8.0  # of the number of draws: the error bars that ask for it are noisy themselves
 
@@ -58,9 +55,11 @@ def assess(
     *,
     method: str,
     seed: int,
+    num_gradients: int,
     num_evals: int,
     status: Status = Status.OK,
     reasons: tuple[str, ...] = (),
+    trace: Float[Tensor, " t"] | None = None,
     progress: Progress | None = None,
 ) -> Posterior:
     """Draw as many as the tolerance asks for and give the verdict.
@@ -72,39 +71,33 @@ def assess(
         generator: Of further draws.
         method: How the proposal was found, in words.
         seed: The run's seed.
-        num_evals: Spent so far, these draws included.
+        num_gradients: Evaluations with gradient.
+        num_evals: All evaluations so far, these draws included.
         status: Flags so far.
         reasons: Their reasons.
+        trace: ELBO by step of the solver.
         progress: Called with a stage and the evaluations spent.
     """
-    x = target.constrained_vector(draws.z)
-    if draws.is_trusted and (wanted := _wanted(x, draws, budget)):
-        # fresh ones: draws that had a say in their number would seem better than they are
-        draws = weighted_draws(
-            target.log_density,
-            draws.guide,
-            draws.params,
-            num_replicates=budget.num_replicates,
-            num_draws=wanted,
-            generator=generator,
-        )
-        num_evals += draws.num_evals
-        x = target.constrained_vector(draws.z)
+    more = enough(target, draws, budget, generator)
+    if more is not draws:
+        draws, num_evals = more, num_evals + more.num_evals
         if progress:
             progress("weighing", num_evals)
-    flags, why = _judgement(draws, x)
+    flags, why = _judgement(draws)
     return Posterior(
         layout=target.layout,
         guide=draws.guide,
         params=draws.params,
         z=draws.z,
-        x=x,
+        x=draws.x,
         log_ratios=draws.log_ratios,
         log_weights=draws.log_weights,
         khat=draws.khat,
         status=status | flags,
         reasons=(*reasons, *why),
+        num_gradients=num_gradients,
         num_evals=num_evals,
+        trace=trace,
         method=method,
         confidence=budget.confidence,
         seed=seed,
@@ -112,9 +105,31 @@ def assess(
     )
 
 
+def enough(
+    target: Target, draws: WeightedDraws, budget: Budget, generator: torch.Generator
+) -> WeightedDraws:
+    """The draws where they meet the tolerances, else as many fresh ones as these ask for.
+
+    Fresh ones: draws that had a say in their number would seem better than they are.
+    """
+    if not draws.is_trusted:
+        return draws
+    wanted = _wanted(draws, budget)
+    if not wanted:
+        return draws
+    return weighted_draws(
+        target,
+        draws.guide,
+        draws.params,
+        num_replicates=budget.num_replicates,
+        num_draws=wanted,
+        generator=generator,
+    )
+
+
 def first_draws(
     target: Target,
-    guide: Proposal,
+    guide: Guide,
     params: dict[str, Tensor],
     budget: Budget,
     generator: torch.Generator,
@@ -123,7 +138,7 @@ def first_draws(
     pair = 2 * num_components(guide)
     wanted = max(budget.num_draws, 4 * target.dim)  # enough for matched second moments
     return weighted_draws(
-        target.log_density,
+        target,
         guide,
         params,
         num_replicates=budget.num_replicates,
@@ -132,10 +147,10 @@ def first_draws(
     )
 
 
-def _wanted(x: Tensor, draws: WeightedDraws, budget: Budget) -> int:
+def _wanted(draws: WeightedDraws, budget: Budget) -> int:
     """Draws a replicate that the tolerances ask for, within the budget; 0: these are enough."""
     r, n = draws.log_ratios.shape
-    mean, std = weighted_moments(x, draws.weights, budget.confidence, draws.control(x))
+    mean, std = weighted_moments(draws.x, draws.weights, budget.confidence, draws.control(draws.x))
     spread = std.value.clamp(min=1e-300)
     # sampling noise alone: what a tail may hide falls slower, and stands in the bars in any case
     noise = [half_width(e.std_error, e.dof, e.confidence) / spread for e in (mean, std)]
@@ -150,23 +165,9 @@ def _wanted(x: Tensor, draws: WeightedDraws, budget: Budget) -> int:
     return min(first * 2 ** math.ceil(math.log2(growth)), affordable)
 
 
-def _judgement(draws: WeightedDraws, x: Tensor) -> tuple[Status, tuple[str, ...]]:
+def _judgement(draws: WeightedDraws) -> tuple[Status, tuple[str, ...]]:
     if not bool(draws.log_weights.isfinite().any()):
         return Status.NON_FINITE, ("the log density is not finite at any draw of the guide",)
     if not draws.is_trusted:
         return Status.UNRELIABLE_WEIGHTS, (draws.fault,)
-    limit, of_means = khat_limit(draws.num_evals), _khat_of_means(draws, x)
-    if of_means > limit:
-        why = f"k-hat of a mean's terms, {of_means:.2f}, is above {limit:.2f}: it may not exist"
-        return Status.UNRELIABLE_WEIGHTS, (why,)
     return Status.OK, ()
-
-
-def _khat_of_means(draws: WeightedDraws, x: Tensor) -> float:
-    """Shape of the tail of W |x − μ| / σ, the largest over the entries of x."""
-    w = draws.weights
-    mean = torch.einsum("rn,rnp->p", w, x)
-    distance = (x - mean).abs()
-    scale = torch.einsum("rn,rnp->p", w, distance).clamp(min=torch.finfo(x.dtype).tiny)
-    envelope = (distance / scale).amax(dim=-1)
-    return float(pareto_khat((draws.log_ratios + envelope.log()).flatten()))

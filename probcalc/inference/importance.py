@@ -10,20 +10,20 @@ Cappé, Douc, Guillin, Marin & Robert 2008).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probcalc.inference.guides import FullRank, GaussianMixture, StudentT
+from probcalc.inference.guides import GaussianMixture, Guide
 from probcalc.inference.moments import Control, linear_control
 from probcalc.integration.normal_draws import normal_draws
-from probcalc.integration.tails import khat_limit, smoothed_log_weights
+from probcalc.integration.tails import khat_limit, pareto_khat, smoothed_log_weights
 from probcalc.linalg import cholesky_or_none, symmetric
 
-Proposal = FullRank | GaussianMixture | StudentT
 _FINITE_VARIANCE = 0.5
 _FEW = 0.1  # share of effective draws
 _WIDER = 1.05  # of the scale: costs few effective draws up to some fifty dimensions
@@ -32,18 +32,30 @@ _DRAWS_PER_DIMENSION = 10  # effective draws a dimension below which no covarian
 
 @dataclass(frozen=True, eq=False)
 class WeightedDraws:
-    """Draws of a proposal in `r` independent replicates of `n`, with their log ratios p/q."""
+    """Draws of a proposal in `r` independent replicates of `n`, with their log ratios p/q.
+
+    Args:
+        z: Unconstrained draws.
+        log_ratios: Log p − log q.
+        log_weights: The same, Pareto smoothed.
+        khat: Shape of the ratios' tail.
+        guide: The proposal.
+        params: Its parameters.
+        x: The draws as constrained values.
+    """
 
     z: Float[Tensor, "r n d"]
     log_ratios: Float[Tensor, "r n"]
     log_weights: Float[Tensor, "r n"]
     khat: float
-    guide: Proposal
+    guide: Guide
     params: dict[str, Tensor]
+    x: Float[Tensor, "r n p"]
 
     def control(self, h: Float[Tensor, "r n p"]) -> Control | None:
         """The linear part of a function of the draws, with its exact moments."""
-        return linear_control(self.z, h, *self.guide.moments(self.params))
+        moments = getattr(self.guide, "moments", None)
+        return None if moments is None else linear_control(self.z, h, *moments(self.params))
 
     @property
     def weights(self) -> Float[Tensor, "r n"]:
@@ -70,12 +82,31 @@ class WeightedDraws:
                 f"k-hat {self.khat:.2f} is above {_FINITE_VARIANCE} and only {share:.1%} of the "
                 "draws are effective: the error bars cannot be trusted"
             )
+        of_means = self.khat_of_means
+        if of_means > limit:
+            return (
+                f"k-hat of a mean's terms, {of_means:.2f}, is above {limit:.2f}: it may not exist"
+            )
         return ""
 
     @property
     def effective_size(self) -> float:
         """1/ΣW², the number of equal weights that would be worth the same."""
         return float(1.0 / self.weights.square().sum())
+
+    @cached_property
+    def khat_of_means(self) -> float:
+        """Shape of the tail of W |x − μ| / σ, the largest over the entries of x."""
+        w, x = self.weights, self.x
+        distance = (x - torch.einsum("rn,rnp->p", w, x)).abs()
+        scale = torch.einsum("rn,rnp->p", w, distance).clamp(min=torch.finfo(x.dtype).tiny)
+        envelope = (distance / scale).amax(dim=-1)
+        return float(pareto_khat((self.log_ratios + envelope.log()).flatten()))
+
+    @property
+    def tail(self) -> float:
+        """The heavier of the tails: of the ratios, and of the terms of means."""
+        return max(self.khat, self.khat_of_means)
 
     @property
     def strata(self) -> int:
@@ -88,14 +119,29 @@ class WeightedDraws:
         return self.log_ratios.numel()
 
 
-def num_components(guide: Proposal) -> int:
+def num_components(guide: Guide) -> int:
     """Components among which the draws are stratified."""
     return guide.num_components if isinstance(guide, GaussianMixture) else 1
 
 
+@runtime_checkable
+class Weighable(Protocol):
+    """What is asked of a target here."""
+
+    dim: int
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """Of rows ``(..., d)``."""
+        ...
+
+    def constrained_vector(self, z: Tensor) -> Tensor:
+        """Of rows, ``(..., p)``."""
+        ...
+
+
 def weighted_draws(
-    log_density: Callable[[Tensor], Tensor],
-    guide: Proposal,
+    target: Weighable,
+    guide: Guide,
     params: dict[str, Tensor],
     *,
     num_replicates: int,
@@ -106,27 +152,40 @@ def weighted_draws(
     """Draw from the proposal and weigh.
 
     Args:
-        log_density: Of rows ``(..., d)``.
-        guide: Proposal family.
+        target: What the draws are weighed for.
+        guide: The proposal.
         params: Its parameters.
         num_replicates: Independent randomisations.
         num_draws: Draws in each, an even multiple of the components.
         generator: Source of randomness.
         before: Draws of the same proposal to extend.
     """
-    b = guide.base_dim(params["loc"].shape[-1])
+    b = guide.base_dim(target.dim)
     k = num_components(guide)
     eps = normal_draws(
-        num_replicates * k, num_draws // k, b, generator=generator, dtype=params["loc"].dtype
+        num_replicates * k,
+        num_draws // k,
+        b,
+        generator=generator,
+        dtype=next(iter(params.values())).dtype,
     )
-    z, log_q = guide.transform(params, eps.reshape(num_replicates, -1, b))
-    log_ratios = log_density(z) - log_q
+    with torch.no_grad():
+        z, log_q = guide.transform(params, eps.reshape(num_replicates, -1, b))
+    log_ratios = target.log_density(z) - log_q
     log_ratios = torch.where(log_ratios.isnan(), -torch.inf, log_ratios)
     if before is not None:
         z = torch.cat([before.z, z], dim=1)
         log_ratios = torch.cat([before.log_ratios, log_ratios], dim=1)
     smoothed, khat = smoothed_log_weights(log_ratios.flatten())
-    return WeightedDraws(z, log_ratios, smoothed.view_as(log_ratios), float(khat), guide, params)
+    return WeightedDraws(
+        z,
+        log_ratios,
+        smoothed.view_as(log_ratios),
+        float(khat),
+        guide,
+        params,
+        target.constrained_vector(z),
+    )
 
 
 def recentred(draws: WeightedDraws) -> dict[str, Tensor] | None:

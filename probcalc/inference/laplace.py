@@ -91,6 +91,7 @@ def laplace(
         stream,
         method="Laplace",
         seed=seed,
+        num_gradients=int(solution.num_evals),
         num_evals=int(solution.num_evals) + draws.num_evals,
         status=flags,
         reasons=(*reasons, *target.notes),

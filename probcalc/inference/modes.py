@@ -1,93 +1,94 @@
-"""Restarts of a sample-average fit grouped into modes.
-
-Restarts whose locations agree to within a guide sd are one mode; they are also independent
-randomisations of the fixed draws, so their spread is the error of those.
-"""
+"""Gaussians grouped into modes of the posterior."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probcalc.inference.saa import SampleAverageFit
+from probcalc.inference.gaussian_average import GaussianAverage
+from probcalc.inference.pathfinder import Paths
 from probcalc.status import Status
 
-_SAME_MODE = 1.0  # largest distance, in guide sds, between restarts of one mode
+_SAME_MODE = 1.0  # largest distance, in sds of either, between Gaussians of one mode
 _NEGLIGIBLE = 12.0  # nats below the best at which a mode is dropped
-_RUNAWAY = 25.0  # log scale at which an ELBO has no maximum
+_MAX_MODES = 6
+_RUNAWAY = math.exp(25.0)  # scale at which an ELBO has no maximum
 _FAR = 1e8  # location at which it has none
+_RECENT, _RISING = 12, 0.5  # steps, and nats gained in them, after which it is not coming to one
+_MIN_SHARE = 0.05  # of a mode in the mixture: its ELBO is a bound only
 
 
 @dataclass(frozen=True, eq=False)
-class Mode:
-    """One mode: its mean location and scale, and the draws of its `r` restarts."""
+class Modes:
+    """The distinct Gaussians of a posterior, best first, and what is wrong with them.
 
-    loc: Float[Tensor, " d"]
-    log_scale: Float[Tensor, " d"]
-    eps: Float[Tensor, "r m d"]
-    elbo: float
+    Args:
+        loc: Means.
+        scale_tril: Lower triangular scales.
+        elbo: Of each.
+        status: Flags, where no fit converged.
+        reasons: In words.
+    """
+
+    loc: Float[Tensor, "k d"]
+    scale_tril: Float[Tensor, "k d d"]
+    elbo: Float[Tensor, " k"]
+    status: Status = Status.OK
+    reasons: tuple[str, ...] = ()
 
     @property
-    def size(self) -> int:
-        """Number of restarts that found it."""
-        return self.eps.shape[0]
+    def shares(self) -> Float[Tensor, " k"]:
+        """Of the mixture: each ELBO is about the log of the mode's mass."""
+        share = self.elbo.softmax(dim=0).clamp(min=_MIN_SHARE)
+        return share / share.sum()
 
 
-def grouped(fitted: SampleAverageFit) -> tuple[list[Mode], Status, tuple[str, ...]]:
-    """Restarts in groups of one mode each, best first; failed ones only where all failed."""
-    status = fitted.solution.status
-    good = (status == Status.OK) & fitted.elbo.isfinite()
-    flags, reasons = Status.OK, ()
+def starts_of(paths: Paths) -> list[int]:
+    """One path for every mode that the paths ran to, best first; the first where all failed."""
+    order = [i for i in paths.elbo.argsort(descending=True).tolist() if paths.elbo[i].isfinite()]
+    kept: list[int] = []
+    for i in order:
+        if not any(_near(paths.mode, paths.scale_tril, i, k) for k in kept):
+            kept.append(i)
+    return kept[:_MAX_MODES] or [0]
+
+
+def modes_of(fitted: GaussianAverage) -> Modes:
+    """The distinct ones among fitted Gaussians; failed ones only where all failed."""
+    good = fitted.converged & fitted.elbo.isfinite()
+    status, reasons = Status.OK, ()
     if not bool(good.any()):
-        flags, reasons = _failure(fitted)
-        good = fitted.elbo.nan_to_num(-math.inf) == fitted.elbo.nan_to_num(-math.inf).max()
-    order = fitted.elbo.argsort(descending=True)
-    order = order[good[order]]
-    groups: list[list[int]] = []
-    for i in order.tolist():
-        s = fitted.log_scale[i].exp()
-        for group in groups:
-            if float(((fitted.loc[i] - fitted.loc[group[0]]) / s).abs().max()) < _SAME_MODE:
-                group.append(i)
-                break
-        else:
-            groups.append([i])
-    modes = [_averaged(fitted, group) for group in groups]
-    best = modes[0]
-    kept = [m for m in modes if m is best or m.elbo > best.elbo - _NEGLIGIBLE]
-    return kept, flags, reasons
+        status, reasons = _failure(fitted)
+        good = fitted.elbo == fitted.elbo.nan_to_num(-math.inf).max()
+    order = [i for i in fitted.elbo.argsort(descending=True).tolist() if good[i]]
+    kept: list[int] = []
+    for i in order:
+        apart = not any(_near(fitted.loc, fitted.scale_tril, i, k) for k in kept)
+        if apart and fitted.elbo[i] > fitted.elbo[order[0]] - _NEGLIGIBLE:
+            kept.append(i)
+    kept = kept or order[:1] or [0]
+    return Modes(fitted.loc[kept], fitted.scale_tril[kept], fitted.elbo[kept], status, reasons)
 
 
-def _averaged(fitted: SampleAverageFit, group: list[int]) -> Mode:
-    return Mode(
-        fitted.loc[group].mean(dim=0),
-        fitted.log_scale[group].mean(dim=0),
-        fitted.eps[group],
-        float(fitted.elbo[group].mean()),
-    )
+def _near(loc: Tensor, scale_tril: Tensor, i: int, j: int) -> bool:
+    """Do two Gaussians overlap, seen from either?"""
+    gap = (loc[i] - loc[j])[:, None]
+    seen = [torch.linalg.solve_triangular(scale_tril[k], gap, upper=False) for k in (i, j)]
+    return min(float(t.abs().max()) for t in seen) < _SAME_MODE
 
 
-def _failure(fitted: SampleAverageFit) -> tuple[Status, tuple[str, ...]]:
-    runaway = (fitted.log_scale > _RUNAWAY).any(dim=1) | (fitted.loc.abs() > _FAR).any(dim=1)
-    endless = (fitted.solution.status & Status.UNBOUNDED) != 0
-    if bool((runaway | endless).any()):
+def _failure(fitted: GaussianAverage) -> tuple[Status, tuple[str, ...]]:
+    away = (fitted.scale_tril.abs() > _RUNAWAY).any() | (fitted.loc.abs() > _FAR).any()
+    recent = fitted.trace[-_RECENT:]
+    rising = (recent[-1] - recent[0] > _RISING) & (recent[0] > -math.inf)
+    if bool(away) or (len(recent) == _RECENT and bool(rising.any())):
         return Status.IMPROPER, ("the ELBO has no maximum: it grows without bound",)
     why = (
-        f"no restart converged in {int(fitted.solution.num_evals.max())} steps "
-        f"(smallest gradient {float(fitted.solution.grad_norm.min()):.1e})"
+        f"no fit converged in {int(fitted.num_steps.max())} steps "
+        f"({float(fitted.decrement.min()):.1e} nats short)"
     )
     return Status.NOT_CONVERGED, (why,)
-
-
-def disagreement(fitted: SampleAverageFit, modes: list[Mode]) -> float:
-    """Standard error of the best mode's location over randomisations, in guide sds."""
-    mode = modes[0]
-    if mode.size < 2:
-        return math.inf
-    s = mode.log_scale.exp()
-    near = ((fitted.loc - mode.loc) / s).abs().amax(dim=1) < _SAME_MODE
-    spread = fitted.loc[near].std(dim=0) / s
-    return float(spread.max()) / int(near.sum()) ** 0.5

@@ -34,7 +34,7 @@ from probcalc.inference.target import Target
 from probcalc.result import Estimate
 from probcalc.status import Status
 
-_FORMAT = 1
+_FORMAT = 2
 _ROUNDING = 64  # units in the last place: a log density sums terms that cancel
 # flags under which weighted draws carry no usable error bar
 _NO_BAR = Status.UNRELIABLE_WEIGHTS | Status.IMPROPER | Status.UNBOUNDED | Status.NON_FINITE
@@ -60,10 +60,12 @@ class Posterior:
         status: Flags.
         reasons: The verdict's reasons, in words.
         num_evals: Evaluations of the log density, with or without gradient.
+        num_gradients: Those with gradient.
         method: What was done.
         confidence: Of all error bars.
         seed: From which every draw came.
         target: What was approximated; None where loaded from a file without it.
+        trace: ELBO by step of the solver, as it saw it.
     """
 
     layout: Layout
@@ -80,7 +82,9 @@ class Posterior:
     method: str
     confidence: float = 0.99
     seed: int = 0
+    num_gradients: int = 0
     target: Target | None = field(default=None, compare=False)
+    trace: Float[Tensor, " t"] | None = None
 
     @property
     def ok(self) -> bool:
@@ -147,7 +151,7 @@ class Posterior:
             )
         out = h.shape[1:]
         h = h.to(self.x.dtype).reshape(r, n, -1)
-        control = linear_control(self.z, h, *self.guide.moments(self.params))
+        control = self._control_of(h)
         weighted = weighted_mean(h, self._weights, self.confidence, control)
         plain = weighted_mean(h, self._equal_weights, self.confidence, control).value
         flat = self._judged(plain, weighted, h.std(dim=(0, 1)))[0]
@@ -253,6 +257,7 @@ class Posterior:
             "status": int(self.status),
             "reasons": list(self.reasons),
             "num_evals": self.num_evals,
+            "num_gradients": self.num_gradients,
             "method": self.method,
             "confidence": self.confidence,
             "seed": self.seed,
@@ -280,7 +285,11 @@ class Posterior:
 
     @cached_property
     def _control(self) -> Control | None:
-        return linear_control(self.z, self.x, *self.guide.moments(self.params))
+        return self._control_of(self.x)
+
+    def _control_of(self, h: Float[Tensor, "r n p"]) -> Control | None:
+        moments = getattr(self.guide, "moments", None)
+        return None if moments is None else linear_control(self.z, h, *moments(self.params))
 
     @cached_property
     def _plain_moments(self) -> tuple[Estimate, Estimate]:
@@ -361,6 +370,7 @@ def load_posterior(path: str | Path, target: Target | None = None) -> Posterior:
         status=Status(record["status"]),
         reasons=tuple(record["reasons"]),
         num_evals=record["num_evals"],
+        num_gradients=record["num_gradients"],
         method=record["method"],
         confidence=record["confidence"],
         seed=record["seed"],

@@ -29,27 +29,6 @@ ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
-    """Affine coordinates z = centre + basis u in which a density is better conditioned."""
-
-    centre: Float[Tensor, " d"]
-    basis: Float[Tensor, "d d"]
-
-    def to_z(self, u: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
-        """From the frame's coordinates."""
-        return self.centre + u @ self.basis.mT
-
-    def pull_back(self, value_and_grad: ValueAndGrad) -> ValueAndGrad:
-        """The density as a function of u (its constant log |basis| left out)."""
-
-        def in_frame(u: Tensor) -> tuple[Tensor, Tensor]:
-            value, grad = value_and_grad(self.to_z(u))
-            return value, grad @ self.basis
-
-        return in_frame
-
-
-@dataclass(frozen=True, eq=False)
 class SampleAverageFit:
     """Solved randomisations: `r` of them, each with its own `m` draws in `d` dimensions."""
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,6 +13,17 @@ from probcalc import FullRank, GaussianMixture, StudentT
 from probcalc.inference.importance import recentred, refitted, weighted_draws
 
 F64 = torch.float64
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A density whose constrained values are its vectors."""
+
+    log_density: Callable[[Tensor], Tensor]
+    dim: int
+
+    def constrained_vector(self, z: Tensor) -> Tensor:
+        return z
 
 
 def normal(loc: list[float], sd: float = 1.0):
@@ -25,7 +38,12 @@ def proposal(d: int, sd: float = 1.0) -> dict[str, Tensor]:
 
 def draw(log_density, guide, params, generator, n=512, r=8):
     return weighted_draws(
-        log_density, guide, params, num_replicates=r, num_draws=n, generator=generator
+        Plain(log_density, params["loc"].shape[-1]),
+        guide,
+        params,
+        num_replicates=r,
+        num_draws=n,
+        generator=generator,
     )
 
 
@@ -47,7 +65,7 @@ def test_weights_move_the_mean(guide, generator: torch.Generator):
 def test_extended_draws_keep_the_first(generator: torch.Generator):
     first = draw(normal([0.3]), FullRank(), proposal(1), generator)
     more = weighted_draws(
-        normal([0.3]),
+        Plain(normal([0.3]), 1),
         FullRank(),
         first.params,
         num_replicates=8,

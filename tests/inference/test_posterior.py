@@ -98,7 +98,7 @@ def test_a_file_that_is_no_posterior_is_refused(tmp_path):
 
     path = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(2)}, str(path))
-    with pytest.raises(ValueError, match="is not a saved posterior of format 1"):
+    with pytest.raises(ValueError, match="is not a saved posterior of format 2"):
         pc.load_posterior(path)
 
 

@@ -11,7 +11,7 @@ from probcalc.inference.linear_response import (
     elbo_hessian,
     response_covariance,
 )
-from probcalc.inference.saa import Frame, sample_average
+from probcalc.inference.saa import sample_average
 from probcalc.integration.normal_draws import matched_normal_draws
 
 F64 = torch.float64
@@ -78,14 +78,6 @@ def test_gradient_and_hessian_are_those_of_the_objective(generator: torch.Genera
 
 def test_an_indefinite_hessian_has_no_response():
     assert response_covariance(torch.diag(torch.tensor([1.0, -1.0]))) is None
-
-
-def test_a_frame_changes_coordinates_and_nothing_else(generator: torch.Generator):
-    frame = Frame(MEAN, torch.linalg.cholesky(P.inverse()))
-    u = torch.randn(5, 3, generator=generator, dtype=F64)
-    value, grad = frame.pull_back(gaussian_density(P, MEAN))(u)
-    torch.testing.assert_close(value, -0.5 * u.square().sum(-1))
-    torch.testing.assert_close(grad, -u)
 
 
 def test_randomisations_are_solved_as_if_alone(generator: torch.Generator):

@@ -1,0 +1,150 @@
+"""The ladder that `fit` climbs where nothing else is asked for.
+
+1. Pathfinder: several quasi-Newton runs from random starts, one batch; the best Gaussian of each.
+2. One Gaussian a mode, fitted to the ELBO over fixed, moment-matched draws. Above a few hundred
+   dimensions: a mean-field Gaussian, and its linear response.
+3. Importance weights. Where they are uneven, a better proposal is looked for among those that
+   need values of the density only: heavier tails, the weighted moments, mixtures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probcalc._random import child
+from probcalc.inference.assess import Budget, enough, first_draws
+from probcalc.inference.gaussian_average import GaussianAverage, gaussian_average
+from probcalc.inference.guides import FullRank, GaussianMixture
+from probcalc.inference.importance import WeightedDraws
+from probcalc.inference.modes import Modes, modes_of, starts_of
+from probcalc.inference.pathfinder import Paths, pathfinder
+from probcalc.inference.proposals import improved, is_light
+from probcalc.inference.solved import Progress
+from probcalc.inference.target import Target
+from probcalc.integration.normal_draws import matched_normal_draws
+from probcalc.status import Status
+
+_STARTS, _PATHS, _DRAWS, _FRAME = 0, 4, 1, 2  # streams of the run's seed
+_MAX_ROUNDS = 3  # of better proposals and more draws
+
+
+@dataclass(frozen=True, eq=False)
+class Climbed:
+    """Where the ladder ended.
+
+    Args:
+        draws: Weighted draws of the proposal.
+        status: Flags.
+        reasons: In words.
+        method: What was done.
+        num_gradients: Evaluations of the log density with gradient.
+        num_evals: All evaluations.
+        trace: ELBO over fixed draws by step, of the best mode.
+    """
+
+    draws: WeightedDraws
+    status: Status
+    reasons: tuple[str, ...]
+    method: str
+    num_gradients: int
+    num_evals: int
+    trace: Float[Tensor, " t"]
+
+
+class Ladder:
+    """One climb; keeps the count of evaluations and the words for what was done."""
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        seed: int,
+        restarts: int,
+        budget: Budget,
+        progress: Progress | None,
+    ) -> None:
+        self.target, self.seed, self.restarts, self.budget = target, seed, restarts, budget
+        self.num_gradients = self.num_values = 0
+        self.steps: list[str] = []
+        self._progress = progress
+
+    def climb(self, first: Float[Tensor, " d"] | None) -> Climbed:
+        """Up to weighted draws; `first` is where the first path starts."""
+        modes, trace = self._modes(first)
+        stream = child(self.seed, _FRAME, self.target.device)
+        k = len(modes.elbo)
+        if k == 1:
+            guide, params = FullRank(), {"loc": modes.loc[0], "scale_tril": modes.scale_tril[0]}
+        else:
+            self.steps.append(f"{k} modes")
+            guide, params = GaussianMixture(k), {"loc": modes.loc, "scale_tril": modes.scale_tril}
+        draws = first_draws(self.target, guide, params, self.budget, stream)
+        self.spend(values=draws.num_evals)
+        if not modes.status & Status.IMPROPER:
+            draws = self._refined(draws, stream)
+        return Climbed(
+            draws,
+            modes.status,
+            modes.reasons,
+            " + ".join(self.steps),
+            self.num_gradients,
+            self.num_gradients + self.num_values,
+            trace,
+        )
+
+    def note(self, step: str) -> None:
+        """Words for what was done, once each."""
+        if step not in self.steps:
+            self.steps.append(step)
+
+    def spend(self, *, gradients: int = 0, values: int = 0) -> None:
+        """Count evaluations."""
+        self.num_gradients += gradients
+        self.num_values += values
+        if self._progress:
+            self._progress(
+                self.steps[-1] if self.steps else "starting", self.num_gradients + self.num_values
+            )
+
+    def _refined(self, draws: WeightedDraws, stream: torch.Generator) -> WeightedDraws:
+        """Better proposals; many draws may show a tail that few have hidden."""
+        for _ in range(_MAX_ROUNDS):
+            draws = improved(self.target, draws, self.budget, stream, self)
+            more = enough(self.target, draws, self.budget, stream)
+            if more is draws:
+                break
+            self.spend(values=more.num_evals)
+            draws = more
+            if is_light(draws):
+                break
+        return draws
+
+    def _modes(self, first: Tensor | None) -> tuple[Modes, Tensor]:
+        target = self.target
+        starts = target.starts(self.restarts, child(self.seed, _STARTS))
+        if first is not None:
+            starts = torch.cat([first[None], starts[1:]])
+        stream = child(self.seed, _PATHS, target.device)
+        paths = pathfinder(target.value_and_grad, target.log_density, starts, generator=stream)
+        self.steps.append(f"Pathfinder ({self.restarts} paths)")
+        self.spend(gradients=paths.num_gradients, values=paths.num_values)
+        fitted = self._fitted(paths)
+        return modes_of(fitted), fitted.trace[:, fitted.elbo.argmax()]
+
+    def _fitted(self, paths: Paths) -> GaussianAverage:
+        kept = starts_of(paths)
+        d = self.target.dim
+        m = max(32, 4 * d)
+        eps = matched_normal_draws(
+            len(kept), m, d, generator=child(self.seed, _DRAWS, self.target.device)
+        )
+        fitted = gaussian_average(
+            self.target.value_and_grad, paths.loc[kept], paths.scale_tril[kept], eps
+        )
+        self.steps.append(f"full-rank SAA ({m} draws)")
+        self.spend(gradients=fitted.num_gradients)
+        return fitted
