@@ -15,6 +15,7 @@ from torch import Tensor
 import probcalc as pc
 
 from . import (
+    differential_equations,
     gaussian_processes,
     hierarchical,
     mixtures,
@@ -30,6 +31,7 @@ MODELS = {
     **hierarchical.MODELS,
     **gaussian_processes.MODELS,
     **mixtures.MODELS,
+    **differential_equations.MODELS,
 }
 
 
