@@ -45,27 +45,32 @@ def low_dim_gauss_mix(data: Data) -> Model:
     return Model(target, ("mu", "sigma", "theta"))
 
 
-def log_forward(log_transition: Tensor, log_emission: Tensor) -> Tensor:
+def log_forward(transition: Tensor, log_emission: Tensor) -> Tensor:
     """Log likelihood of a chain that starts in any state with weight one.
 
     The sum over all paths is a product of the matrices transition × emission; it is taken in
-    pairs, so that T steps need log₂ T of them in sequence.
+    pairs, so that T steps need log₂ T of them in sequence, each product scaled to sum to one.
 
     Args:
-        log_transition: Row i holds log P(next state | state i), shape ``(k, k)``.
+        transition: Row i holds P(next state | state i), shape ``(k, k)``.
         log_emission: Log density of each observation in each state, shape ``(T, k)``.
     """
-    factors = log_transition + log_emission[1:, None, :]  # (T − 1, k, k)
-    while len(factors) > 1:
-        even = len(factors) // 2 * 2
-        left, right = factors[0:even:2], factors[1:even:2]
-        product = (left[..., :, :, None] + right[..., None, :, :]).logsumexp(dim=-2)
-        factors = torch.cat([product, factors[even:]])
-    return (log_emission[0][:, None] + factors[0]).flatten().logsumexp(dim=0)
+    log_scale = log_emission.amax(dim=-1, keepdim=True)
+    emission = (log_emission - log_scale).exp().T  # (k, T): time last, where it is contiguous
+    factors = transition[..., None] * emission[:, 1:]  # (k, k, T − 1)
+    total = log_scale.sum()
+    while factors.shape[-1] > 1:
+        even = factors.shape[-1] // 2 * 2
+        left, right = factors[..., 0:even:2], factors[..., 1:even:2]
+        product = (left[:, :, None] * right).sum(dim=1)
+        size = product.sum(dim=(0, 1))
+        total = total + size.log().sum()
+        factors = torch.cat([product / size, factors[..., even:]], dim=-1)
+    return total + (emission[:, 0] @ factors[..., 0]).sum().log()
 
 
-def _log_transition(values: Values) -> Tensor:
-    return torch.stack([values["theta1"], values["theta2"]]).log()
+def _transition(values: Values) -> Tensor:
+    return torch.stack([values["theta1"], values["theta2"]])
 
 
 def hmm_example(data: Data) -> Model:
@@ -75,7 +80,7 @@ def hmm_example(data: Data) -> Model:
     def density(values: Values) -> Tensor:
         prior = Normal(torch.tensor([3.0, 10.0]).to(y), 1.0)
         emission = Normal(values["mu"], 1.0).log_prob(y[:, None])
-        log_mean = log_forward(_log_transition(values), emission)
+        log_mean = log_forward(_transition(values), emission)
         return log_prior(values, {"mu": prior}) + log_mean
 
     target = pc.Target.from_function(
@@ -100,7 +105,7 @@ def hmm_drive_0(data: Data) -> Model:
         prior = log_prior(values, {**priors, "phi": rate, "lambda": rate})
         seen = Exponential(values["phi"]).log_prob(u[:, None])
         seen = seen + Exponential(values["lambda"]).log_prob(v[:, None])
-        return prior + log_forward(_log_transition(values), seen)
+        return prior + log_forward(_transition(values), seen)
 
     sites = ("theta1", "theta2", "phi", "lambda")
     rows = {"theta1": simplex, "theta2": simplex}

@@ -90,8 +90,8 @@ class Solution:
         path = torch.from_numpy(np.moveaxis(path, -1, 0).copy()).to(parameters)
         origin = parameters.detach().reshape(len(path), 1, 1, -1)
         kept = torch.cat([origin.expand(-1, 1, path.shape[2], -1), path[..., 1:]], dim=1)
-        lead = parameters.shape[:-1]
-        return path[..., 0].reshape(*lead, *path.shape[1:3]), kept.reshape(*lead, *kept.shape[1:])
+        lead, states = parameters.shape[:-1], path[..., 0].contiguous()
+        return states.reshape(*lead, *path.shape[1:3]), kept.reshape(*lead, *kept.shape[1:])
 
     def _shapes(
         self, parameters: Tensor, constants: Any, width: float, counts: Any
