@@ -14,17 +14,16 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from pyro.infer.mcmc import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
-from probcalc._random import child, forked
+from probcalc._random import child
+from probcalc.inference.nuts import Potential, run_chain
 from probcalc.inference.target import Target
 from probcalc.reporting.comparison import Reference, Row
 
 _MIN_CHAINS, _MAX_CHAINS = 4, 32
 _MAX_RHAT = 1.01  # Vehtari et al. (2021), section 4
-_ACCEPTANCE = 0.9  # above the usual 0.8: smaller steps, fewer divergences in narrow places
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,17 @@ def long_run(
         ArithmeticError: If the chains disagree, diverge, or mix too slowly.
     """
     settings = settings or LongRun()
-    density = _Counted(target, progress)
+    density = Potential(target, progress)
     chains: list[Tensor] = []
     divergences = 0
     for k in range(_MAX_CHAINS):
         density.stage = f"chain {k + 1}"
-        z, diverged = _chain(density, child(seed, k), settings)
+        z, diverged = run_chain(
+            density,
+            child(seed, k),
+            num_draws=settings.num_draws,
+            num_warmup=settings.num_warmup,
+        )
         chains.append(target.constrained_vector(z))
         divergences += diverged
         if k + 1 < _MIN_CHAINS:
@@ -82,52 +86,6 @@ def long_run(
     lengths = f"{len(chains)} chains of {settings.num_draws}"
     source = f"Pyro's NUTS, {lengths}, at least {int(effective):,} effective draws"
     return Reference(source, _rows(x, target.names))
-
-
-class _Counted:
-    """Negative log density of one vector, with its gradient as autograd's, and a count."""
-
-    def __init__(self, target: Target, progress: Callable[[str, int], None] | None) -> None:
-        self.target, self.num_evals, self.stage, self._progress = target, 0, "", progress
-
-    def __call__(self, site: dict[str, Tensor]) -> Tensor:
-        self.num_evals += 1
-        if self._progress and self.num_evals % 100 == 0:
-            self._progress(self.stage, self.num_evals)
-        return _Potential.apply(site["z"], self.target)
-
-
-class _Potential(torch.autograd.Function):
-    """The target's own gradient, which is faster than autograd through its graph."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, z: Tensor, target: Target) -> Tensor:
-        value, grad = target.value_and_grad(z[None])
-        ctx.save_for_backward(grad[0])
-        return -value[0]
-
-    @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, upstream: Tensor
-    ) -> tuple[Tensor, None]:
-        return -upstream * ctx.saved_tensors[0], None
-
-
-def _chain(
-    density: _Counted, generator: torch.Generator, settings: LongRun
-) -> tuple[Float[Tensor, "n d"], int]:
-    start = density.target.starts(1, generator)[0]
-    kernel = NUTS(potential_fn=density, full_mass=True, target_accept_prob=_ACCEPTANCE)
-    sampler = MCMC(
-        kernel,
-        num_samples=settings.num_draws,
-        warmup_steps=settings.num_warmup,
-        initial_params={"z": start},
-        disable_progbar=True,
-    )
-    with forked(generator.initial_seed()):
-        sampler.run()
-    return sampler.get_samples()["z"], len(sampler.diagnostics()["divergences"]["chain 0"])
 
 
 def _squares(x: Float[Tensor, "c n p"]) -> Float[Tensor, "c n p"]:
