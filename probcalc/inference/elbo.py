@@ -87,7 +87,8 @@ def _base_draws(
     return torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
 
 
-def draws_of(guide: Any, objective: Objective, num: int) -> int:
-    """The next number of draws that makes whole terms, strata and ± pairs."""
-    whole = math.lcm(2 * objective.num_weights, getattr(guide, "num_components", 1))
+def draws_of(guide: Any, objective: Objective, num: int, *, paired: bool = True) -> int:
+    """The next number of draws that makes whole terms, strata and, if wanted, ± pairs."""
+    strata = getattr(guide, "num_components", 1)
+    whole = math.lcm(objective.num_weights * (2 if paired else 1), strata)
     return whole * math.ceil(num / whole)

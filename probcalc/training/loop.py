@@ -75,6 +75,7 @@ class TrainSettings:
     resume: bool
     progress: bool | None
     callbacks: tuple[Callable[[Engine], None], ...]
+    stop: Callable[[int], str] | None = None
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -117,6 +118,7 @@ def train(
     resume: bool = False,
     progress: bool | None = None,
     callbacks: Iterable[Callable[[Engine], None]] = (),
+    stop: Callable[[int], str] | None = None,
     generator: torch.Generator | None = None,
 ) -> TrainResult:
     """Minimise an objective whose gradients are noisy, or that is given batch by batch.
@@ -148,6 +150,9 @@ def train(
             steps are bit for bit those of a run that was never stopped.
         progress: Whether to draw a bar; default on a terminal only.
         callbacks: Called with the engine before it runs, to attach handlers of pytorch-ignite.
+        stop: Called with the number of steps after each of them; words end the run and are its
+            reason, empty ones do not. What it remembers between calls is to be in the buffers of
+            a module, which are saved.
         generator: Source of randomness; one seed is drawn from it.
 
     Returns:
@@ -187,6 +192,7 @@ def train(
         resume=resume,
         progress=progress,
         callbacks=tuple(callbacks),
+        stop=stop,
     )
     run = Run(objective, params_or_module, data, settings, draw_seed(generator))
     run.go()

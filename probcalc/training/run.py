@@ -65,7 +65,7 @@ class Run:
         self.epoch_losses: list[Tensor] = []
         self.noise = child(seed, _NOISE, self.device)
         self.step_number, self.norms = 0, []
-        self.status, self.reason = Status.OK, ""
+        self.status, self.reason, self.stopped = Status.OK, "", False
         self.diagnostics: dict[str, Any] = {}
         self.good: dict[str, Any] | None = None
         self.begun = time.perf_counter()
@@ -180,6 +180,11 @@ class Run:
         self.window.add(loss, metrics)
         if self.best is not None and settings.validation is None:
             self.epoch_losses.append(loss)
+        if settings.stop is not None:
+            self.reason = settings.stop(k)
+            if self.reason:
+                self.stopped = True
+                engine.terminate()
         if looked and self.check_every > 1:
             self.good = state.snapshot(self)
         if k % settings.log_every == 0:

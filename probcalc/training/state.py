@@ -78,7 +78,7 @@ def collected(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "window": list(run.window.names),
         "history": run.history.records,
         "random": others,
-        "reason": run.reason if run.reason.startswith("no better") else "",
+        "reason": run.reason if run.stopped or run.reason.startswith("no better") else "",
     }
 
 
@@ -108,6 +108,7 @@ def restore(run: Run, tensors: dict[str, Tensor], record: dict[str, Any]) -> Non
         run.epoch_losses = list(tensors["epoch_losses"].to(run.device))
     run.step_number, run.seed = record["step"], record["seed"]
     run.reason = record["reason"]
+    run.stopped = bool(run.reason) and run.settings.stop is not None
     if hasattr(run.batches, "seed"):
         run.batches.seed = run.seed
     run.batches.restore(record["batches"])

@@ -106,9 +106,8 @@ def test_value_and_gradient_are_unbiased(name: str, guide, generator: torch.Gene
     truth = exact(guide, leaves)
     slopes = torch.autograd.grad(truth, list(leaves.values()))
     slope = torch.cat([g.tril().flatten() if g.ndim == 2 else g for g in slopes])
-    value, grad = replicates(
-        objective, guide, params, 20_000, 32 if objective != VIMCO(2) else 96, generator
-    )
+    n = 96 if "vimco" in name or "score" in name else 32  # enough for the skewness of their terms
+    value, grad = replicates(objective, guide, params, 20_000, n, generator)
     assert_mean_is(value, truth.detach(), bias=0.06)
     assert_mean_is(grad, slope, bias=0.07)
 
