@@ -30,7 +30,12 @@ from probcalc.reporting.comparison import (
     reference_block,
 )
 from probcalc.reporting.report import write_report
-from probcalc.reporting.run_folder import RunRecord, new_run_folder, write_run
+from probcalc.reporting.run_folder import (
+    RunRecord,
+    new_run_folder,
+    write_run,
+    write_scoreboard,
+)
 from probcalc.status import EstimateWarning
 
 GOOD, BAD_INPUT, USAGE, FLAGGED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -135,6 +140,8 @@ def _run(args: list[str]) -> int:
     experiment = load(args[0])
     config, settings = _parsed(experiment, args[1:])
     device = _usable_device(settings.device)
+    if experiment.is_suite:
+        return _run_suite(experiment, config, settings, device)
     with new_run_folder(experiment.name, settings.out) as folder:
         started = time.perf_counter()
         posterior = _fitted(experiment, config, settings, device)
@@ -145,6 +152,22 @@ def _run(args: list[str]) -> int:
         page = write_report(folder)
     print("\n".join(_lines(experiment, posterior, reference, seconds, page)))
     return GOOD if posterior.ok and _matches(posterior, reference) else FLAGGED
+
+
+def _run_suite(
+    experiment: Experiment, config: Any, settings: Settings, device: torch.device
+) -> int:
+    if settings.reference != "given":
+        raise ValueError("`--reference nuts` is for one posterior; this one brings references.")
+    with new_run_folder(experiment.name, settings.out) as folder:
+        started = time.perf_counter()
+        board = _fitted(experiment, config, settings, device)
+        seconds = time.perf_counter() - started
+        record = RunRecord(experiment.name, experiment.claim, ("", ""), config, settings)
+        table = write_scoreboard(folder, record, board, seconds)
+    first = experiment.claim.splitlines()[0]
+    print("\n".join([f"{experiment.name}: {first}", "", *board.lines(), "", f"report  {table}"]))
+    return GOOD if board.ok else FLAGGED
 
 
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {"list": _list, "run": _run, "report": _report}
@@ -176,9 +199,7 @@ def _usable_device(name: str) -> torch.device:
     return device
 
 
-def _fitted(
-    experiment: Experiment, config: Any, settings: Settings, device: torch.device
-) -> Posterior:
+def _fitted(experiment: Experiment, config: Any, settings: Settings, device: torch.device) -> Any:
     generator = torch.Generator().manual_seed(settings.seed)
     with _progress() as report, warnings.catch_warnings():
         warnings.simplefilter("ignore", EstimateWarning)  # the summary says it

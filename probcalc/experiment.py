@@ -2,8 +2,9 @@
 
 An experiment is one file: its docstring is the claim, a frozen dataclass `Config` holds the
 knobs, `target(config)` builds the posterior, `run(config, **settings)` fits it, and `REFERENCE`
-says what is right at the default knobs. A checkout keeps them in `experiments/`, an installed
-wheel in `probcalc/_experiments`.
+says what is right at the default knobs. Where there is no `target`, the experiment is of many
+posteriors, and `run` returns their `Scoreboard`. A checkout keeps them in `experiments/`, an
+installed wheel in `probcalc/_experiments`; packages beside them are theirs to import from.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import ast
 import math
 import sys
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -21,10 +23,12 @@ from probcalc._check import unknown_name
 from probcalc.inference.posterior import Posterior
 from probcalc.inference.target import Target
 from probcalc.reporting.comparison import Reference, Row
+from probcalc.reporting.scoreboard import Scoreboard
 
 __all__ = ["Experiment", "Reference", "Row", "claims", "load", "require_positive"]
 
 _PACKAGE = Path(__file__).parent
+_PARENT = "probcalc._experiments"
 _PLACES = (_PACKAGE / "_experiments", _PACKAGE.parent / "experiments")
 _DATA_EXTRA = {"sklearn": "scikit-learn", "statsmodels": "statsmodels", "pandas": "statsmodels"}
 
@@ -56,6 +60,11 @@ class Experiment:
         return self.module.Config
 
     @property
+    def is_suite(self) -> bool:
+        """It is of many posteriors."""
+        return not hasattr(self.module, "target")
+
+    @property
     def pair(self) -> tuple[str, str]:
         """Names of the two entries whose joint density is worth a picture."""
         return self.module.PAIR
@@ -64,8 +73,8 @@ class Experiment:
         """The posterior at these knobs."""
         return self.module.target(config)
 
-    def run(self, config: Any, **settings: Any) -> Posterior:
-        """Fit the posterior at these knobs; `settings` go to `fit`."""
+    def run(self, config: Any, **settings: Any) -> Posterior | Scoreboard:
+        """Fit the posterior, or the many, at these knobs; `settings` go to `fit`."""
         return self.module.run(config, **settings)
 
     def reference(self, config: Any) -> Reference | None:
@@ -88,7 +97,7 @@ def load(name: str) -> Experiment:
     found = {path.stem: path for path in _files()}
     if name not in found:
         raise UnknownExperiment(unknown_name("experiment", name, found))
-    full_name = f"probcalc._experiments.{name}"
+    full_name = f"{_PARENT}.{name}"
     if full_name not in sys.modules:
         _execute(full_name, found[name])
     return Experiment(name, sys.modules[full_name])
@@ -120,6 +129,7 @@ def _first_line(path: Path) -> str:
 
 
 def _execute(full_name: str, path: Path) -> None:
+    _make_importable(path.parent)
     spec = spec_from_file_location(full_name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -132,6 +142,14 @@ def _execute(full_name: str, path: Path) -> None:
         if isinstance(error, ModuleNotFoundError):
             raise _explained(error, path.stem) from error
         raise
+
+
+def _make_importable(folder: Path) -> None:
+    """Let experiments import packages beside them, in a checkout too."""
+    if _PARENT not in sys.modules:
+        spec = ModuleSpec(_PARENT, None, is_package=True)
+        spec.submodule_search_locations = [str(folder)]
+        sys.modules[_PARENT] = module_from_spec(spec)
 
 
 def _explained(error: ModuleNotFoundError, name: str) -> ImportError:

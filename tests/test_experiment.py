@@ -21,9 +21,11 @@ from probcalc.experiment import (
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+SUITES = ["posteriordb"]  # of many posteriors
+SINGLE = [name for name in NAMES if name not in SUITES]
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=SINGLE)
 def experiment(request: pytest.FixtureRequest) -> Experiment:
     return load(request.param)
 
@@ -49,7 +51,14 @@ def test_experiment_has_claim_config_and_target(experiment: Experiment):
     assert experiment.reference(config).source
 
 
-def test_config_is_frozen_and_read_back_from_toml(experiment: Experiment):
+@pytest.mark.parametrize("name", NAMES)
+def test_what_has_no_target_is_a_suite(name: str):
+    assert load(name).is_suite == (name in SUITES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_is_frozen_and_read_back_from_toml(name: str):
+    experiment = load(name)
     config = experiment.config_class()
     assert dataclasses.is_dataclass(config)
     for field in dataclasses.fields(config):
@@ -80,7 +89,9 @@ def test_files_hold_no_class_but_config(name: str):
     classes = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert classes == ["Config"]
-    assert functions == {"model", "target", "run"}
+    assert functions == (
+        {"chosen", "score", "run"} if name in SUITES else {"model", "target", "run"}
+    )
 
 
 def test_an_unknown_name_lists_the_nearest():

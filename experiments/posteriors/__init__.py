@@ -78,6 +78,26 @@ class Problem:
         known = {n: v for n, v in inverted.items() if n in self.target.layout.shapes}
         return self.target.unconstrain_rows(known)
 
+    def moments(self, posterior: pc.Posterior) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations of the columns under a posterior, ``(p)`` each.
+
+        A column that is an entry of the posterior has the moments that the posterior reports;
+        what is derived outside the target has its expectation and that of its centred square.
+        """
+        pairs = [self._site_moments(posterior, site) for site in self.model.sites]
+        means, stds = (
+            torch.cat([v.reshape(-1) for v in kind]) for kind in zip(*pairs, strict=True)
+        )
+        return means, stds
+
+    def _site_moments(self, posterior: pc.Posterior, site: str) -> tuple[Tensor, Tensor]:
+        if site in posterior.layout.shapes:
+            return posterior.mean[site].value, posterior.std[site].value
+        value = lambda values: self.model.derive(values)[site]  # noqa: E731
+        mean = posterior.expect(value).value
+        variance = posterior.expect(lambda values: (value(values) - mean).square()).value
+        return mean, variance.clamp(min=0.0).sqrt()
+
     @property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         one = self.model.derive(self.target.constrain(torch.zeros(1, self.target.dim).double()))

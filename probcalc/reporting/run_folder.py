@@ -25,13 +25,15 @@ from probcalc import __version__
 from probcalc.inference.posterior import Posterior
 from probcalc.integration.tails import khat_limit
 from probcalc.reporting.comparison import Reference, compare
+from probcalc.reporting.scoreboard import Scoreboard
 from probcalc.result import Estimate
 
-CONFIG, RESULT, POSTERIOR, PAGE = (
+CONFIG, RESULT, POSTERIOR, PAGE, TABLE = (
     "config.toml",
     "result.json",
     "posterior.safetensors",
     "report.html",
+    "scoreboard.md",
 )
 _LEVELS = {"q05": 0.05, "q25": 0.25, "q75": 0.75, "q95": 0.95}
 
@@ -89,6 +91,24 @@ def write_run(
     result = _result(record, posterior, reference, seconds)
     (folder / RESULT).write_text(strict_json(result, indent=1) + "\n", encoding="utf-8")
     posterior.save(folder / POSTERIOR)
+
+
+def write_scoreboard(folder: Path, record: RunRecord, board: Scoreboard, seconds: float) -> Path:
+    """Write options, numbers and the table of many posteriors; returns the table's path."""
+    (folder / CONFIG).write_text(tomli_w.dumps(_options(record)), encoding="utf-8")
+    result = {
+        "experiment": record.experiment,
+        "claim": record.claim,
+        "ok": board.ok,
+        **board.as_json(),
+        "seconds": round(seconds, 3),
+        "versions": _versions(),
+        "platform": platform.platform(),
+    }
+    (folder / RESULT).write_text(strict_json(result, indent=1) + "\n", encoding="utf-8")
+    table = folder / TABLE
+    table.write_text(f"# {record.claim}\n\n{board.markdown()}", encoding="utf-8")
+    return table
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -175,13 +195,17 @@ def _result(
         "dtype": record.settings.dtype,
         "parameters": _parameters(posterior),
         "reference": _reference(posterior, reference),
-        "versions": {
-            "probcalc": __version__,
-            "torch": torch.__version__,
-            "pyro": pyro.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": _versions(),
         "platform": platform.platform(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "probcalc": __version__,
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "python": platform.python_version(),
     }
 
 
