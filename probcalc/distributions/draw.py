@@ -101,12 +101,12 @@ def _parameter(dist: td.Distribution) -> Tensor:
 
 
 def _uniform(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
-    u = torch.rand(*shape, dtype=torch.float64, generator=generator, device=generator.device)
+    u = torch.rand(tuple(shape), dtype=torch.float64, generator=generator, device=generator.device)
     return u.clamp(min=_LEAST_UNIFORM).to(like.device)
 
 
 def _noise(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
-    z = torch.randn(*shape, dtype=like.dtype, generator=generator, device=generator.device)
+    z = torch.randn(tuple(shape), dtype=like.dtype, generator=generator, device=generator.device)
     return z.to(like.device)
 
 
@@ -115,7 +115,7 @@ def _log_gamma_noise(a: Tensor, shape: Sequence[int], generator: torch.Generator
 
     Marsaglia & Tsang (2000), A simple method for generating gamma variables, section 6.
     """
-    a = a.double().expand(*shape)
+    a = a.double().expand(tuple(shape))
     larger = torch._standard_gamma((a + 1).to(generator.device), generator=generator)
     return larger.to(a.device).log() + _uniform(shape, a, generator).log() / a
 

@@ -91,9 +91,7 @@ def calibrate(
         method = "fits one by one"
     else:
         sets = DataSets(simulator, data, target.dim, target.dtype)
-        fits = sets.fitted(
-            guide or FullRank(), z.median(dim=0).values, child(seed, _FIXED, target.device)
-        )
+        fits = sets.fitted(guide or FullRank(), z, child(seed, _FIXED, target.device))
         stream = child(seed, _DRAWS, target.device)
         ranks = _together(target, sets, fits, x, num_draws, weighted, stream)
         method = type(fits.guide).__name__ + (", weighted" if weighted else "")

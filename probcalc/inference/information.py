@@ -17,12 +17,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from probcalc._random import child
 from probcalc._table import text_table
-from probcalc.inference.pointwise import rows_at
+from probcalc.inference.importance import weighted_draws
+from probcalc.inference.pointwise import own_target, rows_at
 from probcalc.inference.posterior import Posterior
 from probcalc.inference.target import Target
 from probcalc.integration.tails import khat_limit, smoothed_log_weights
@@ -30,7 +31,8 @@ from probcalc.result import Estimate, format_with_error, half_width
 from probcalc.status import Status
 
 _MOST = 2**24  # entries of draws × rows that are held at a time
-_THINNING = 11  # stream of the posterior's seed
+_THINNING, _FRESH = 11, 12  # streams of the posterior's seed
+_MORE = 8  # times the draws, where a row asks for them
 _UNSTABLE = 0.4  # variance of a row's log-likelihood from which on WAIC is not to be trusted
 _NAMED = 5  # rows that a reason names
 
@@ -82,10 +84,12 @@ class PredictiveScore:
 def loo(target: Target, posterior: Posterior, *, max_draws: int | None = None) -> PredictiveScore:
     """Leave-one-out by importance sampling from a posterior's weighted draws.
 
+    Where a row asks for more draws than the posterior has, eight times as many are made.
+
     Args:
         target: With rows of data.
         posterior: Of that target, however good its guide: the weights correct it.
-        max_draws: Most draws to use; default all, as far as draws × rows fit into memory.
+        max_draws: Most draws to use; default as many as draws × rows fit into memory.
 
     Returns:
         The score. It is flagged `UNRELIABLE_WEIGHTS`, and its bar is infinite, where a row's k̂ is
@@ -94,26 +98,29 @@ def loo(target: Target, posterior: Posterior, *, max_draws: int | None = None) -
     Raises:
         ValueError: If the target does not know its rows.
     """
+    target = own_target(target, posterior)
     z, log_ratios = _thinned(target, posterior, max_draws)
-    r, n = log_ratios.shape
-    log_p = rows_at(target, z.flatten(0, 1))  # (s, rows)
-    flat = log_ratios.reshape(-1, 1)
-    log_w, khat = smoothed_log_weights((flat - log_p).mT.contiguous())
-    log_w = log_w.log_softmax(dim=-1)  # (rows, s)
-    rows = (log_w + log_p.mT).logsumexp(dim=-1)
-    relative = log_w.exp() * (log_p.mT - rows[:, None]).exp()  # W p / Σ W p
-    parts = (relative - log_w.exp()).view(-1, r, n).sum(dim=(0, 2))  # by replicate
-    whole = smoothed_log_weights(log_ratios.flatten())[0].log_softmax(dim=-1)
-    seen = (whole[:, None] + log_p).logsumexp(dim=0)
-    bad = ~(khat <= khat_limit(r * n))
+    left_out = _left_out(target, z, log_ratios)
+    s = log_ratios.numel()
+    room = (max_draws or _MOST) >= _MORE * s and _MORE * s * len(left_out.rows) <= _MOST
+    if bool(left_out.bad.any()) and room:
+        draws = weighted_draws(
+            target,
+            posterior.guide,
+            posterior.params,
+            num_replicates=len(z),
+            num_draws=_MORE * z.shape[1],
+            generator=child(posterior.seed, _FRESH, target.device),
+        )
+        left_out = _left_out(target, draws.z, draws.log_ratios)
     reasons = ()
-    if bool(bad.any()):
+    if bool(left_out.bad.any()):
         reasons = (
-            f"{_named(bad)} k-hat above {khat_limit(r * n):.2f}: too influential to be left out "
-            "by weights; fit without them to know",
+            f"{_named(left_out.bad)} k-hat above {left_out.limit:.2f}: too influential to be left "
+            "out by weights; fit without them to know",
         )
     flags = Status.UNRELIABLE_WEIGHTS if reasons else Status.OK
-    return _score("PSIS-LOO", rows, seen - rows, parts, khat, posterior, flags, reasons)
+    return _score("PSIS-LOO", left_out, posterior, flags, reasons)
 
 
 def waic(target: Target, posterior: Posterior, *, max_draws: int | None = None) -> PredictiveScore:
@@ -130,22 +137,25 @@ def waic(target: Target, posterior: Posterior, *, max_draws: int | None = None) 
     Raises:
         ValueError: If the target does not know its rows.
     """
+    target = own_target(target, posterior)
     z, log_ratios = _thinned(target, posterior, max_draws)
     r, n = log_ratios.shape
     log_p = rows_at(target, z.flatten(0, 1))
     log_w = smoothed_log_weights(log_ratios.flatten())[0].log_softmax(dim=-1)
-    w = log_w.exp()[:, None]
+    w = log_w.exp()[:, None]  # (s, 1)
     seen = (log_w[:, None] + log_p).logsumexp(dim=0)
     centred = log_p - (w * log_p).sum(dim=0)
     variance = (w * centred.square()).sum(dim=0)
     influence = w * ((log_p - seen).exp() - 1 - (centred.square() - variance))
     parts = influence.view(r, n, -1).sum(dim=(1, 2))
-    bad = ~(variance <= _UNSTABLE)
+    terms = _Terms(seen - variance, variance, parts, None, variance <= _UNSTABLE, r * n)
     reasons = ()
-    if bool(bad.any()):
-        reasons = (f"{_named(bad)} a log-likelihood that varies by more than 0.4: use `loo`",)
+    if bool(terms.bad.any()):
+        reasons = (
+            f"{_named(terms.bad)} a log-likelihood whose variance is above {_UNSTABLE}: use `loo`",
+        )
     flags = Status.UNRELIABLE_WEIGHTS if reasons else Status.OK
-    return _score("WAIC", seen - variance, variance, parts, None, posterior, flags, reasons)
+    return _score("WAIC", terms, posterior, flags, reasons)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -212,20 +222,62 @@ def compare_scores(scores: dict[str, PredictiveScore]) -> ScoreComparison:
     return ScoreComparison({name: scores[name] for name in order}, difference, std_error)
 
 
+@dataclass(frozen=True, eq=False)
+class _Terms:
+    """What a score sums.
+
+    Args:
+        rows: Score by row.
+        costs: Log score with the row, less without it.
+        parts: The replicates' contributions to the error of the sum.
+        khat: Of each row's weights.
+        good: Rows whose score can be trusted.
+        num_draws: Behind it.
+    """
+
+    rows: Float[Tensor, " rows"]
+    costs: Float[Tensor, " rows"]
+    parts: Float[Tensor, " r"]
+    khat: Float[Tensor, " rows"] | None
+    good: Bool[Tensor, " rows"]
+    num_draws: int
+
+    @property
+    def bad(self) -> Bool[Tensor, " rows"]:
+        return ~self.good
+
+    @property
+    def limit(self) -> float:
+        return khat_limit(self.num_draws)
+
+
+def _left_out(
+    target: Target, z: Float[Tensor, "r n d"], log_ratios: Float[Tensor, "r n"]
+) -> _Terms:
+    r, n = log_ratios.shape
+    log_p = rows_at(target, z.flatten(0, 1)).mT.contiguous()  # (rows, s)
+    flat = log_ratios.flatten()
+    log_w, khat = smoothed_log_weights(flat - log_p)
+    log_w = log_w.log_softmax(dim=-1)
+    rows = (log_w + log_p).logsumexp(dim=-1)
+    influence = log_w.exp() * torch.expm1(log_p - rows[:, None])  # W (p / Σ W p − 1)
+    parts = influence.view(-1, r, n).sum(dim=(0, 2))
+    whole = smoothed_log_weights(flat)[0].log_softmax(dim=-1)
+    seen = (whole + log_p).logsumexp(dim=-1)
+    return _Terms(rows, seen - rows, parts, khat, khat <= khat_limit(r * n), r * n)
+
+
 def _score(
     method: str,
-    rows: Tensor,
-    costs: Tensor,
-    parts: Float[Tensor, " r"],
-    khat: Tensor | None,
+    terms: _Terms,
     posterior: Posterior,
     flags: Status,
     reasons: tuple[str, ...],
 ) -> PredictiveScore:
-    """Gather a score; `parts` are the replicates' contributions to the error of the sum."""
-    r = len(parts)
+    """Gather a score, its bar from the replicates."""
+    rows, r = terms.rows, len(terms.parts)
     status = posterior.status | flags
-    std_error = (r * parts).std() / r**0.5
+    std_error = (r * terms.parts).std() / r**0.5
     error = half_width(std_error, r - 1, posterior.confidence)
     error = error + rows.abs().sum() * torch.finfo(rows.dtype).eps * len(rows) ** 0.5
     if not bool(rows.isfinite().all()):
@@ -233,19 +285,19 @@ def _score(
     if status:
         error = torch.full_like(error, math.inf)
     elpd = Estimate(
-        rows.sum(), error, std_error, float(r - 1), posterior.confidence, int(status), 0, method
-    )
-    own = (f"the posterior is flagged: {'; '.join(posterior.reasons)}",)
-    return PredictiveScore(
-        elpd,
-        rows,
-        _spread(rows),
-        float(costs.sum()),
-        khat,
-        status,
-        (*reasons, *(() if posterior.ok else own)),
+        rows.sum(),
+        error,
+        std_error,
+        float(r - 1),
+        posterior.confidence,
+        int(status),
+        terms.num_draws,
         method,
     )
+    if not posterior.ok:
+        reasons = (*reasons, f"the posterior is flagged: {'; '.join(posterior.reasons)}")
+    costs = float(terms.costs.sum())
+    return PredictiveScore(elpd, rows, _spread(rows), costs, terms.khat, status, reasons, method)
 
 
 def _thinned(

@@ -23,6 +23,7 @@ from probcalc.inference.target import Target
 
 _CHUNK_BYTES = 2**21
 _NUM_CHECKS = 2
+_RTOL = 1e-6
 
 
 def pointwise_log_likelihood(target: Target, draws: Posterior | Values) -> Float[Tensor, "n rows"]:
@@ -40,7 +41,7 @@ def pointwise_log_likelihood(target: Target, draws: Posterior | Values) -> Float
         ValueError: If the target does not know its rows.
     """
     if isinstance(draws, Posterior):
-        return rows_at(target, draws.z.flatten(0, 1))
+        return rows_at(own_target(target, draws), draws.z.flatten(0, 1))
     return rows_at(target, target.unconstrain_rows(draws))
 
 
@@ -53,6 +54,35 @@ def rows_at(target: Target, z: Float[Tensor, "n d"]) -> Float[Tensor, "n rows"]:
         size = max(16, _CHUNK_BYTES // batched.row_bytes)
         parts = [batched.by_product(chunk) for chunk in z.split(size)]
     return torch.cat(parts)
+
+
+def own_target(target: Target, posterior: Posterior) -> Target:
+    """The target in the coordinates of the posterior's draws, which a fit may have chosen.
+
+    Raises:
+        ValueError: If the posterior is of another target.
+    """
+    own = posterior.target or target
+    z, x = posterior.z[0, :_NUM_CHECKS], posterior.x[0, :_NUM_CHECKS]
+    fits = posterior.names == target.names and bool(
+        torch.isclose(own.constrained_vector(z), x, rtol=_RTOL, equal_nan=True).all()
+    )
+    if fits and own is not target:
+        here = target.unconstrain_rows(target.layout.unflatten(x))
+        fits = bool(
+            torch.isclose(_constrained(own, z), _constrained(target, here), rtol=_RTOL).all()
+        )
+    if not fits:
+        raise ValueError(
+            "the posterior is of another target, or of the same in other coordinates; give the "
+            "target that was fitted."
+        )
+    return own
+
+
+def _constrained(target: Target, z: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Log density with respect to the constrained values."""
+    return target.log_density(z) - target.log_abs_det_jacobian(z)
 
 
 def simulator_of(target: Target) -> Simulator:

@@ -95,11 +95,12 @@ def _draw_density(ax: Axes, x: Axis, y: Axis, weights: Array, known: dict[str, f
         place = [known[x.name]], [known[y.name]]
         ax.plot(*place, "D", color=REFERENCE, ms=6, mec="white", mew=0.8)
     for which, axis in (("x", x), ("y", y)):
-        _scale(ax, which, axis)
+        axis_scale(ax, which, axis)
     dress(ax, "", *(a.name + (" (log scale)" if a.is_log else "") for a in (x, y)))
 
 
-def _scale(ax: Axes, which: str, axis: Axis) -> None:
+def axis_scale(ax: Axes, which: str, axis: Axis) -> None:
+    """Limits of an axis, and its ticks where it is logarithmic; `which` is x or y."""
     if axis.is_log:
         getattr(ax, f"set_{which}scale")("log")
         ticks = getattr(ax, f"{which}axis")
