@@ -17,7 +17,6 @@ from torch.utils import _pytree as pytree
 
 from probcalc import (
     Estimate,
-    GaussianMixture,
     GaussQuadrature,
     expect,
 )
@@ -44,12 +43,12 @@ def meta(*shape: int) -> Tensor:
 
 
 def guide_passes(name: str) -> object:
-    guide = GUIDES[name]()
-    k = (guide.num_components,) if isinstance(guide, GaussianMixture) else ()
-    scale = {"log_scale": meta(*k, 3)} if name == "mean_field" else {"scale_tril": meta(*k, 3, 3)}
-    params = {"loc": meta(*k, 3), **scale}
+    settings = {"structured": (((0, 1), (1, 3)), (0,))}
+    guide = GUIDES[name](*settings.get(name, ()))
+    params = guide.from_gaussian(meta(3), meta(3, 3))
     z, log_q = guide.transform(params, meta(8, guide.base_dim(3)))
-    return z, log_q, guide.log_prob(params, z)
+    more = [getattr(guide, n)(params) for n in ("entropy", "moments") if hasattr(guide, n)]
+    return z, log_q, guide.log_prob(params, z), more
 
 
 def normals(*batch: int) -> td.Normal:

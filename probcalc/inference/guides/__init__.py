@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from probcalc.inference.guides.amortised import Amortised
+from probcalc.inference.guides.defensive import DefensiveMixture
+from probcalc.inference.guides.delta import Delta
+from probcalc.inference.guides.flow import Flow
 from probcalc.inference.guides.full_rank import FullRank
+from probcalc.inference.guides.low_rank import LowRank
 from probcalc.inference.guides.mean_field import MeanField
 from probcalc.inference.guides.mixture import GaussianMixture
+from probcalc.inference.guides.structured import Structured
 from probcalc.inference.guides.student_t import StudentT
 
 if TYPE_CHECKING:
@@ -19,13 +25,31 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GUIDES = {
+    "delta": Delta,
     "mean_field": MeanField,
+    "low_rank": LowRank,
+    "structured": Structured,
     "full_rank": FullRank,
     "gaussian_mixture": GaussianMixture,
+    "defensive_mixture": DefensiveMixture,
     "student_t": StudentT,
+    "flow": Flow,
 }
 
-__all__ = ["GUIDES", "FullRank", "GaussianMixture", "Guide", "MeanField", "StudentT"]
+__all__ = [
+    "GUIDES",
+    "Amortised",
+    "DefensiveMixture",
+    "Delta",
+    "Flow",
+    "FullRank",
+    "GaussianMixture",
+    "Guide",
+    "LowRank",
+    "MeanField",
+    "Structured",
+    "StudentT",
+]
 
 
 @runtime_checkable
@@ -34,7 +58,8 @@ class Guide(Protocol):
 
     A guide may also have ``entropy(params)``, its differential entropy in nats,
     ``moments(params)``, its mean ``(*batch, d)`` and covariance ``(*batch, d, d)``, and
-    ``from_gaussian(loc, scale_tril)``, the parameters nearest to a Gaussian.
+    ``from_gaussian(loc, scale_tril)``, the parameters nearest to a Gaussian. Plain averages over
+    the draws of `transform` are unbiased for every guide.
     """
 
     def init(self, target: object, generator: torch.Generator) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probcalc.inference.guides.gaussian import LOG_2PI, log_det, standard_log_prob, whiten
+
 if TYPE_CHECKING:
     from probcalc.inference.target import Target
-
-_LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -39,33 +38,31 @@ class FullRank:
         self, params: dict[str, Tensor], eps: Float[Tensor, "*batch n d"]
     ) -> tuple[Float[Tensor, "*batch n d"], Float[Tensor, "*batch n"]]:
         """Draws and their log density."""
-        z = params["loc"][..., None, :] + eps @ params["scale_tril"].mT
-        return z, self._density(eps, params["scale_tril"])
+        L = params["scale_tril"].tril()  # a solver may fill what lies above the diagonal
+        z = params["loc"][..., None, :] + eps @ L.mT
+        return z, standard_log_prob(eps) - log_det(L)[..., None]
 
     def log_prob(
         self, params: dict[str, Tensor], z: Float[Tensor, "*batch n d"]
     ) -> Float[Tensor, "*batch n"]:
         """Log density."""
-        centred = (z - params["loc"][..., None, :]).mT
-        eps = torch.linalg.solve_triangular(params["scale_tril"], centred, upper=False).mT
-        return self._density(eps, params["scale_tril"])
+        eps = whiten(params["scale_tril"], z - params["loc"][..., None, :])
+        return standard_log_prob(eps) - log_det(params["scale_tril"])[..., None]
 
     def moments(
         self, params: dict[str, Tensor]
     ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d d"]]:
         """Mean and covariance."""
-        return params["loc"], params["scale_tril"] @ params["scale_tril"].mT
+        L = params["scale_tril"].tril()
+        return params["loc"], L @ L.mT
 
     def entropy(self, params: dict[str, Tensor]) -> Float[Tensor, "*batch"]:
         """Log |L| + d/2 (1 + log 2π)."""
         d = params["loc"].shape[-1]
-        return _log_det(params["scale_tril"]) + 0.5 * d * (1 + _LOG_2PI)
+        return log_det(params["scale_tril"]) + 0.5 * d * (1 + LOG_2PI)
 
-    def _density(self, eps: Tensor, scale_tril: Tensor) -> Tensor:
-        d = eps.shape[-1]
-        quadratic = eps.square().sum(dim=-1) + d * _LOG_2PI
-        return -0.5 * quadratic - _log_det(scale_tril)[..., None]
-
-
-def _log_det(scale_tril: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch"]:
-    return scale_tril.diagonal(dim1=-2, dim2=-1).abs().log().sum(dim=-1)
+    def from_gaussian(
+        self, loc: Float[Tensor, "*batch d"], scale_tril: Float[Tensor, "*batch d d"]
+    ) -> dict[str, Tensor]:
+        """The Gaussian itself."""
+        return {"loc": loc, "scale_tril": scale_tril}

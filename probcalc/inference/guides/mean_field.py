@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probcalc.inference.guides.gaussian import LOG_2PI, conditional_sd, standard_log_prob
+
 if TYPE_CHECKING:
     from probcalc.inference.target import Target
-
-_LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,14 @@ class MeanField:
         """Draws and their log density."""
         loc, log_scale = params["loc"][..., None, :], params["log_scale"][..., None, :]
         z = loc + log_scale.exp() * eps
-        return z, _standard_log_prob(eps) - log_scale.sum(dim=-1)
+        return z, standard_log_prob(eps) - log_scale.sum(dim=-1)
 
     def log_prob(
         self, params: dict[str, Tensor], z: Float[Tensor, "*batch n d"]
     ) -> Float[Tensor, "*batch n"]:
         """Log density."""
         loc, log_scale = params["loc"][..., None, :], params["log_scale"][..., None, :]
-        return _standard_log_prob((z - loc) / log_scale.exp()) - log_scale.sum(dim=-1)
+        return standard_log_prob((z - loc) / log_scale.exp()) - log_scale.sum(dim=-1)
 
     def moments(
         self, params: dict[str, Tensor]
@@ -59,8 +58,10 @@ class MeanField:
     def entropy(self, params: dict[str, Tensor]) -> Float[Tensor, "*batch"]:
         """Σ log scale + d/2 (1 + log 2π)."""
         d = params["loc"].shape[-1]
-        return params["log_scale"].sum(dim=-1) + 0.5 * d * (1 + _LOG_2PI)
+        return params["log_scale"].sum(dim=-1) + 0.5 * d * (1 + LOG_2PI)
 
-
-def _standard_log_prob(eps: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-    return -0.5 * (eps.square().sum(dim=-1) + eps.shape[-1] * _LOG_2PI)
+    def from_gaussian(
+        self, loc: Float[Tensor, "*batch d"], scale_tril: Float[Tensor, "*batch d d"]
+    ) -> dict[str, Tensor]:
+        """Parameters of least KL(q‖p) for p = N(loc, L Lᵀ): the sd given all other coordinates."""
+        return {"loc": loc, "log_scale": conditional_sd(scale_tril).log()}

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probcalc.inference.guides.full_rank import FullRank
+from probcalc.inference.guides.gaussian import log_det, whiten
 
 if TYPE_CHECKING:
     from probcalc.inference.target import Target
@@ -54,30 +55,41 @@ class StudentT:
     ) -> tuple[Float[Tensor, "*batch n d"], Float[Tensor, "*batch n"]]:
         """Draws and their log density."""
         d = params["loc"].shape[-1]
-        chi2 = -2 * torch.special.log_ndtr(eps[..., d:]).sum(dim=-1)
+        chi2 = -2 * _log_uniform(eps[..., d:]).sum(dim=-1)
         u = eps[..., :d] * ((self.dof - 2) / chi2).sqrt()[..., None]
-        z = params["loc"][..., None, :] + u @ params["scale_tril"].mT
-        return z, self._density(u, params["scale_tril"])
+        L = params["scale_tril"].tril()
+        return params["loc"][..., None, :] + u @ L.mT, self._density(u, L)
 
     def log_prob(
         self, params: dict[str, Tensor], z: Float[Tensor, "*batch n d"]
     ) -> Float[Tensor, "*batch n"]:
         """Log density."""
-        centred = (z - params["loc"][..., None, :]).mT
-        u = torch.linalg.solve_triangular(params["scale_tril"], centred, upper=False).mT
+        u = whiten(params["scale_tril"], z - params["loc"][..., None, :])
         return self._density(u, params["scale_tril"])
 
     def moments(
         self, params: dict[str, Tensor]
     ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d d"]]:
         """Mean and covariance."""
-        return params["loc"], params["scale_tril"] @ params["scale_tril"].mT
+        return FullRank().moments(params)
+
+    def from_gaussian(
+        self, loc: Float[Tensor, "*batch d"], scale_tril: Float[Tensor, "*batch d d"]
+    ) -> dict[str, Tensor]:
+        """The t of the same mean and covariance."""
+        return {"loc": loc, "scale_tril": scale_tril}
 
     def _density(self, u: Tensor, scale_tril: Tensor) -> Tensor:
         nu, d = self.dof, u.shape[-1]
         constant = (
             math.lgamma((nu + d) / 2) - math.lgamma(nu / 2) - d / 2 * math.log((nu - 2) * math.pi)
         )
-        log_det = scale_tril.diagonal(dim1=-2, dim2=-1).abs().log().sum(dim=-1)
         tail = torch.log1p(u.square().sum(dim=-1) / (nu - 2))
-        return constant - log_det[..., None] - (nu + d) / 2 * tail
+        return constant - log_det(scale_tril)[..., None] - (nu + d) / 2 * tail
+
+
+def _log_uniform(eps: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+    """Log Φ(ε), accurate in both tails; torch's `log_ndtr` has no batching rule."""
+    negative = eps < 0
+    tail = torch.special.ndtr(torch.where(negative, eps, -eps))
+    return torch.where(negative, tail.log(), torch.log1p(-tail))
