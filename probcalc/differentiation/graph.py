@@ -6,6 +6,7 @@ The graphs come from `make_fx`. Every rewrite keeps the floating-point result bi
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,34 @@ def mutates(graph: fx.Graph) -> bool:
         for node in graph.nodes
         if isinstance(node.target, torch._ops.OpOverload)
     )
+
+
+def without_errors(module: fx.GraphModule) -> fx.GraphModule:
+    """Factorisations that fail give NaN in place of an exception.
+
+    One row of a batch at which a matrix is singular must not stop the others.
+    """
+    graph = module.graph
+    for check in list(graph.nodes):
+        if check.target is not aten._linalg_check_errors.default:
+            continue
+        info = check.args[0]
+        for part in list(info.args[0].users):
+            value = part.meta["val"]
+            if part is info or not value.is_floating_point():
+                continue
+            users = list(part.users)
+            with graph.inserting_before(check):
+                fine = graph.call_function(aten.eq.Scalar, (info, 0))
+                for _ in range(value.ndim - info.meta["val"].ndim):
+                    fine = graph.call_function(aten.unsqueeze.default, (fine, -1))
+                known = graph.call_function(aten.where.ScalarOther, (fine, part, math.nan))
+            for user in users:
+                user.replace_input_with(part, known)
+        graph.erase_node(check)
+    graph.lint()
+    module.recompile()
+    return module
 
 
 def integers(graph: fx.Graph) -> set[int]:

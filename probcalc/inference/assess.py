@@ -12,7 +12,7 @@ from torch import Tensor
 from probcalc.inference.guides import Guide
 from probcalc.inference.importance import (
     WeightedDraws,
-    num_components,
+    num_strata,
     weighted_draws,
 )
 from probcalc.inference.moments import weighted_moments
@@ -42,7 +42,7 @@ class Budget:
     num_replicates: int = 16
     num_draws: int = 256
     max_evals: int = 2**17
-    mean_tolerance: float = 0.02
+    mean_tolerance: float = 0.03
     std_tolerance: float = 0.05
     confidence: float = 0.99
 
@@ -112,7 +112,10 @@ def enough(
 
     Fresh ones: draws that had a say in their number would seem better than they are.
     """
-    if not draws.is_trusted:
+    has_grown = draws.num_evals > 2 * budget.num_replicates * _first_size(
+        target, draws.guide, budget
+    )
+    if has_grown or not draws.is_trusted:
         return draws
     wanted = _wanted(draws, budget)
     if not wanted:
@@ -135,16 +138,20 @@ def first_draws(
     generator: torch.Generator,
 ) -> WeightedDraws:
     """Weigh the first draws of a proposal."""
-    pair = 2 * num_components(guide)
-    wanted = max(budget.num_draws, 4 * target.dim)  # enough for matched second moments
     return weighted_draws(
         target,
         guide,
         params,
         num_replicates=budget.num_replicates,
-        num_draws=pair * math.ceil(wanted / pair),
+        num_draws=_first_size(target, guide, budget),
         generator=generator,
     )
+
+
+def _first_size(target: Target, guide: Guide, budget: Budget) -> int:
+    pair = 2 * num_strata(guide)
+    wanted = max(budget.num_draws, 4 * target.dim)  # enough for matched second moments
+    return pair * math.ceil(wanted / pair)
 
 
 def _wanted(draws: WeightedDraws, budget: Budget) -> int:

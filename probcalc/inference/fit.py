@@ -10,8 +10,6 @@ from __future__ import annotations
 import warnings
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from probcalc._random import child, draw_seed
 from probcalc.inference.assess import Budget, assess
@@ -78,15 +76,15 @@ def fit(
         confidence=confidence,
     )
     if guide is None and method is None:
-        first, num = _first(target, init), restarts or _default_restarts(target)
+        num = restarts or _default_restarts(target)
         ladder = Ladder(target, seed=seed, restarts=num, budget=budget, progress=progress)
-        found = ladder.climb(first)
+        found = ladder.climb(_first(target, init))
     else:
         found = requested(
             target, guide, method, init=init, seed=seed, budget=budget, progress=progress
         )
     posterior = assess(
-        target,
+        found.target,
         found.draws,
         budget,
         child(seed, _WEIGHTS, target.device),
@@ -106,11 +104,12 @@ def fit(
     return posterior
 
 
-def _first(target: Target, init: Values | Posterior | None) -> Float[Tensor, " d"] | None:
+def _first(target: Target, init: Values | Posterior | None) -> Values | None:
     """Where the first path starts."""
-    if isinstance(init, Posterior):
-        return init.z.reshape(-1, init.z.shape[-1])[init.log_weights.argmax()]
-    return None if init is None else target.unconstrain(init)
+    if not isinstance(init, Posterior):
+        return init
+    heaviest = init.log_weights.flatten().argmax()
+    return init.layout.unflatten(init.x.flatten(0, 1)[heaviest])
 
 
 def _default_restarts(target: Target) -> int:

@@ -15,10 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.func import vmap
+from torch.utils import _pytree as pytree
 
 from probcalc._tree import Layout
 from probcalc.inference.parameters import Parameters, Values
 from probcalc.inference.scope import model_scope
+from probcalc.inference.simulation import FunctionSimulator, Simulator
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,12 @@ class FlatModel:
         terms: Log density at ``z`` by site, for messages.
         notes: What the user should know about how the model was read.
         observed: The likelihood by rows, where the model was written so.
+        rows_density: Maps ``z`` and numbers of rows to the log density with only these rows of
+            the data in it, scaled up; where the model knows its rows.
+        num_rows: How many there are.
+        batch_size: How many the model itself takes at a time.
+        hierarchical: Sites that could be explored in non-centred coordinates.
+        simulator: Where data come from, where the model says it.
     """
 
     density: Callable[[Float[Tensor, " d"]], tuple[Float[Tensor, ""], Float[Tensor, " p"]]]
@@ -60,6 +68,11 @@ class FlatModel:
     terms: Callable[[Float[Tensor, " d"]], dict[str, Tensor]]
     notes: tuple[str, ...] = ()
     observed: Observed | None = None
+    rows_density: Callable[[Tensor, Tensor], Tensor] | None = None
+    num_rows: int | None = None
+    batch_size: int | None = None
+    hierarchical: tuple[str, ...] = ()
+    simulator: Simulator | None = None
 
 
 def from_function(
@@ -69,6 +82,8 @@ def from_function(
     *,
     log_likelihood: Callable[[Values, Any], Tensor] | None = None,
     data: Any = None,
+    simulate: Callable[[Values, torch.Generator], Any] | None = None,
+    prior: Callable[[int, torch.Generator], Values] | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> FlatModel:
     """A density written over a dict of constrained values.
@@ -83,7 +98,7 @@ def from_function(
     layout = parameters.layout
 
     @model_scope(dtype)
-    def parts(values: Values) -> dict[str, Tensor]:
+    def parts(values: Values, data: Any = data) -> dict[str, Tensor]:
         if log_likelihood is None:
             return {"log_joint": _scalar("log_joint", log_joint(values))}
         one = lambda row: _scalar("log_likelihood", log_likelihood(values, row))  # noqa: E731
@@ -95,12 +110,25 @@ def from_function(
         by_product = torch.cat([layout.flatten(values), log_det[None]])
         return sum(parts(values).values()) + log_det, by_product
 
+    num_rows = None if data is None else len(pytree.tree_leaves(data)[0])
+
+    def rows_density(z: Tensor, rows: Tensor) -> Tensor:
+        values, log_det = parameters.constrain_with_log_det(z)
+        some = parts(values, pytree.tree_map(lambda t: t.index_select(0, rows), data))
+        scaled = num_rows / len(rows) * some["log_likelihood"]
+        return some["log_prior"] + scaled + log_det
+
     def unconstrain(values: Values, check: bool) -> Tensor:
         if check:
             parameters.check(values)
         return parameters.unconstrain(values)
 
-    observed = None if log_likelihood is None else Observed(parameters, log_likelihood, data)
+    observed = simulator = None
+    if log_likelihood is not None:
+        observed = Observed(parameters, log_likelihood, data)
+        simulator = FunctionSimulator(
+            parameters, log_joint, log_likelihood, data, simulate, prior, dtype
+        )
     return FlatModel(
         density,
         parameters.free.size,
@@ -108,6 +136,9 @@ def from_function(
         unconstrain,
         lambda z: parts(parameters.constrain(z)),
         observed=observed,
+        rows_density=None if data is None else rows_density,
+        num_rows=num_rows,
+        simulator=simulator,
     )
 
 

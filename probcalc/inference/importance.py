@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probcalc.inference.guides import GaussianMixture, Guide
+from probcalc.inference.guides import Guide
 from probcalc.inference.moments import Control, linear_control
 from probcalc.integration.normal_draws import normal_draws
 from probcalc.integration.tails import khat_limit, pareto_khat, smoothed_log_weights
@@ -111,7 +111,7 @@ class WeightedDraws:
     @property
     def strata(self) -> int:
         """Draws of a replicate come in multiples of this: a ± pair for every component."""
-        return 2 * num_components(self.guide)
+        return 2 * num_strata(self.guide)
 
     @property
     def num_evals(self) -> int:
@@ -119,9 +119,9 @@ class WeightedDraws:
         return self.log_ratios.numel()
 
 
-def num_components(guide: Guide) -> int:
-    """Components among which the draws are stratified."""
-    return guide.num_components if isinstance(guide, GaussianMixture) else 1
+def num_strata(guide: Guide) -> int:
+    """Strata among which the draws of a guide are divided."""
+    return getattr(guide, "num_strata", None) or getattr(guide, "num_components", 1)
 
 
 @runtime_checkable
@@ -161,7 +161,7 @@ def weighted_draws(
         before: Draws of the same proposal to extend.
     """
     b = guide.base_dim(target.dim)
-    k = num_components(guide)
+    k = num_strata(guide)
     eps = normal_draws(
         num_replicates * k,
         num_draws // k,
@@ -184,8 +184,14 @@ def weighted_draws(
         float(khat),
         guide,
         params,
-        target.constrained_vector(z),
+        _without_nan(target.constrained_vector(z), log_ratios),
     )
+
+
+def _without_nan(x: Float[Tensor, "r n p"], log_ratios: Float[Tensor, "r n"]) -> Tensor:
+    """Values without weight count as zero where there are none."""
+    lost = (log_ratios == -torch.inf)[..., None] & ~x.isfinite()
+    return torch.where(lost, 0.0, x)
 
 
 def recentred(draws: WeightedDraws) -> dict[str, Tensor] | None:
@@ -204,7 +210,7 @@ def recentred(draws: WeightedDraws) -> dict[str, Tensor] | None:
 def refitted(draws: WeightedDraws) -> dict[str, Tensor] | None:
     """Proposal parameters that match the weighted moments, or None where they are too noisy."""
     d = draws.z.shape[-1]
-    k = num_components(draws.guide)
+    k = num_strata(draws.guide)
     if draws.effective_size < _DRAWS_PER_DIMENSION * d * k:
         return None
     z, w = draws.z.reshape(-1, d), draws.weights.flatten()

@@ -21,8 +21,9 @@ from probcalc.inference.gaussian_average import GaussianAverage, gaussian_averag
 from probcalc.inference.guides import FullRank, GaussianMixture
 from probcalc.inference.importance import WeightedDraws
 from probcalc.inference.modes import Modes, modes_of, starts_of
+from probcalc.inference.parameters import Values
 from probcalc.inference.pathfinder import Paths, pathfinder
-from probcalc.inference.proposals import improved, is_light
+from probcalc.inference.proposals import better, improved, is_light
 from probcalc.inference.solved import Progress
 from probcalc.inference.target import Target
 from probcalc.integration.normal_draws import matched_normal_draws
@@ -37,6 +38,7 @@ class Climbed:
     """Where the ladder ended.
 
     Args:
+        target: In the coordinates that served best.
         draws: Weighted draws of the proposal.
         status: Flags.
         reasons: In words.
@@ -46,6 +48,7 @@ class Climbed:
         trace: ELBO over fixed draws by step, of the best mode.
     """
 
+    target: Target
     draws: WeightedDraws
     status: Status
     reasons: tuple[str, ...]
@@ -53,6 +56,15 @@ class Climbed:
     num_gradients: int
     num_evals: int
     trace: Float[Tensor, " t"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    target: Target
+    modes: Modes
+    draws: WeightedDraws
+    trace: Tensor
+    stream: torch.Generator
 
 
 class Ladder:
@@ -72,29 +84,53 @@ class Ladder:
         self.steps: list[str] = []
         self._progress = progress
 
-    def climb(self, first: Float[Tensor, " d"] | None) -> Climbed:
-        """Up to weighted draws; `first` is where the first path starts."""
-        modes, trace = self._modes(first)
-        stream = child(self.seed, _FRAME, self.target.device)
+    def climb(self, init: Values | None) -> Climbed:
+        """Up to weighted draws; the first path starts at `init`."""
+        seen = None
+        for target, paths in self._coordinates(init):
+            other = self._explored(target, paths)
+            if seen is None or better(seen.draws, other.draws):
+                seen = other
+            if is_light(seen.draws):
+                break
+        if seen.target is not self.target:
+            self.note(f"non-centred {', '.join(self.target.model.hierarchical)}")
+        draws = seen.draws
+        if not seen.modes.status & Status.IMPROPER:
+            draws = self._refined(seen.target, draws, seen.stream)
+        return Climbed(
+            seen.target,
+            draws,
+            seen.modes.status,
+            seen.modes.reasons,
+            " + ".join(self.steps),
+            self.num_gradients,
+            self.num_gradients + self.num_values,
+            seen.trace,
+        )
+
+    def _coordinates(self, init: Values | None) -> list[tuple[Target, Paths]]:
+        """The target as written and with hierarchical sites non-centred, most promising first."""
+        targets, sites = [self.target], self.target.model.hierarchical
+        if sites and self.target.in_coordinates:
+            targets.append(self.target.in_coordinates(dict.fromkeys(sites, 0.0)))
+        seen = [(target, self._paths(target, init)) for target in targets]
+        return sorted(seen, key=lambda pair: -float(pair[1].elbo.max()))
+
+    def _explored(self, target: Target, paths: Paths) -> _Seen:
+        """Modes in the coordinates of this target, and the first draws of their Gaussians."""
+        fitted = self._fitted(target, paths)
+        modes, trace = modes_of(fitted), fitted.trace[:, fitted.elbo.argmax()]
+        stream = child(self.seed, _FRAME, target.device)
         k = len(modes.elbo)
         if k == 1:
             guide, params = FullRank(), {"loc": modes.loc[0], "scale_tril": modes.scale_tril[0]}
         else:
-            self.steps.append(f"{k} modes")
+            self.note(f"{k} modes")
             guide, params = GaussianMixture(k), {"loc": modes.loc, "scale_tril": modes.scale_tril}
-        draws = first_draws(self.target, guide, params, self.budget, stream)
+        draws = first_draws(target, guide, params, self.budget, stream)
         self.spend(values=draws.num_evals)
-        if not modes.status & Status.IMPROPER:
-            draws = self._refined(draws, stream)
-        return Climbed(
-            draws,
-            modes.status,
-            modes.reasons,
-            " + ".join(self.steps),
-            self.num_gradients,
-            self.num_gradients + self.num_values,
-            trace,
-        )
+        return _Seen(target, modes, draws, trace, stream)
 
     def note(self, step: str) -> None:
         """Words for what was done, once each."""
@@ -110,11 +146,13 @@ class Ladder:
                 self.steps[-1] if self.steps else "starting", self.num_gradients + self.num_values
             )
 
-    def _refined(self, draws: WeightedDraws, stream: torch.Generator) -> WeightedDraws:
+    def _refined(
+        self, target: Target, draws: WeightedDraws, stream: torch.Generator
+    ) -> WeightedDraws:
         """Better proposals; many draws may show a tail that few have hidden."""
         for _ in range(_MAX_ROUNDS):
-            draws = improved(self.target, draws, self.budget, stream, self)
-            more = enough(self.target, draws, self.budget, stream)
+            draws = improved(target, draws, self.budget, stream, self)
+            more = enough(target, draws, self.budget, stream)
             if more is draws:
                 break
             self.spend(values=more.num_evals)
@@ -123,28 +161,26 @@ class Ladder:
                 break
         return draws
 
-    def _modes(self, first: Tensor | None) -> tuple[Modes, Tensor]:
-        target = self.target
+    def _paths(self, target: Target, init: Values | None) -> Paths:
         starts = target.starts(self.restarts, child(self.seed, _STARTS))
-        if first is not None:
-            starts = torch.cat([first[None], starts[1:]])
+        if init is not None:
+            starts = torch.cat([target.unconstrain(init)[None], starts[1:]])
         stream = child(self.seed, _PATHS, target.device)
         paths = pathfinder(target.value_and_grad, target.log_density, starts, generator=stream)
-        self.steps.append(f"Pathfinder ({self.restarts} paths)")
+        self.note(f"Pathfinder ({self.restarts} paths)")
         self.spend(gradients=paths.num_gradients, values=paths.num_values)
-        fitted = self._fitted(paths)
-        return modes_of(fitted), fitted.trace[:, fitted.elbo.argmax()]
+        return paths
 
-    def _fitted(self, paths: Paths) -> GaussianAverage:
+    def _fitted(self, target: Target, paths: Paths) -> GaussianAverage:
         kept = starts_of(paths)
-        d = self.target.dim
+        d = target.dim
         m = max(32, 4 * d)
         eps = matched_normal_draws(
-            len(kept), m, d, generator=child(self.seed, _DRAWS, self.target.device)
+            len(kept), m, d, generator=child(self.seed, _DRAWS, target.device)
         )
         fitted = gaussian_average(
-            self.target.value_and_grad, paths.loc[kept], paths.scale_tril[kept], eps
+            target.value_and_grad, paths.loc[kept], paths.scale_tril[kept], eps
         )
-        self.steps.append(f"full-rank SAA ({m} draws)")
+        self.note(f"full-rank SAA ({m} draws)")
         self.spend(gradients=fitted.num_gradients)
         return fitted

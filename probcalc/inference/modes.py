@@ -48,13 +48,19 @@ class Modes:
 
 
 def starts_of(paths: Paths) -> list[int]:
-    """One path for every mode that the paths ran to, best first; the first where all failed."""
-    order = [i for i in paths.elbo.argsort(descending=True).tolist() if paths.elbo[i].isfinite()]
-    kept: list[int] = []
-    for i in order:
+    """One path for every mode that the paths ran to, best first.
+
+    A path that was still on its way shows no mode of its own: it counts only where it is best.
+    """
+    order = paths.elbo.argsort(descending=True).tolist()
+    worth = (paths.elbo > paths.elbo.max() - _NEGLIGIBLE) & (paths.status == Status.OK)
+    kept = order[:1]
+    for i in order[1:]:
+        if not worth[i]:
+            continue
         if not any(_near(paths.mode, paths.scale_tril, i, k) for k in kept):
             kept.append(i)
-    return kept[:_MAX_MODES] or [0]
+    return kept[:_MAX_MODES]
 
 
 def modes_of(fitted: GaussianAverage) -> Modes:

@@ -33,7 +33,7 @@ ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 _MAX_CONDITION = 1e12  # of a pair (yᵀy / yᵀs) above which it is left out, as in the paper
 _MAX_POINTS = 24  # of a path that are weighed: the last ones, and earlier ones evenly spread
 _NUM_DRAWS = 16  # for the ELBO of one point
-_GTOL = 1e-3  # the mode itself is not needed
+_GTOL = 1e-6  # of the unscaled gradient: parameters may be in units that make it small far away
 _MAX_SCALE = 1e6  # largest entry of a scale, beyond which an inverse Hessian is no covariance
 
 
@@ -66,7 +66,7 @@ def pathfinder(
     starts: Float[Tensor, "r d"],
     *,
     generator: torch.Generator,
-    max_steps: int = 200,
+    max_steps: int = 100,
 ) -> Paths:
     """Run all paths and weigh their points.
 

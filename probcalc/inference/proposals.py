@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from probcalc.inference.assess import Budget, first_draws
-from probcalc.inference.guides import GaussianMixture, Guide, StudentT
+from probcalc.inference.guides import DefensiveMixture, Guide, StudentT
 from probcalc.inference.importance import WeightedDraws, recentred, refitted
 from probcalc.inference.mixture_fit import fitted_mixture, tempered
 from probcalc.inference.target import Target
@@ -24,10 +24,10 @@ _GAIN = 1.2  # factor in effective draws below which a new proposal is no better
 _MAX_REFITS = 2
 _LIGHT = 0.5  # k̂ below which ratios have a finite variance
 _LIGHTER = 0.1  # difference in k̂ that is not noise
-_COMPONENTS = (8, 8)  # of the mixtures tried, one after another
+_COMPONENTS = (7, 7)  # of the mixtures tried, one after another
 _MAX_MIXED = 40  # dimensions above which a mixture has more parameters than draws can fix
 _DRAWS_PER_PARAMETER = 10  # effective draws a dimension and component that a mixture is fitted to
-_WIDE = 1.5  # of the widest component's scale, against that of all draws
+_WIDE = 1.2  # of the t's scale, against that of all draws
 _WIDER = 1.1  # of the others'
 
 
@@ -109,30 +109,39 @@ class _Search:
         d = self.target.dim
         latest, tried = draws, 0
         while not is_even(draws) and tried < len(_COMPONENTS) and d <= _MAX_MIXED:
-            k = _COMPONENTS[tried]
+            params = self._mixture(latest, _COMPONENTS[tried])
             tried += 1
-            size = float(_DRAWS_PER_PARAMETER * k * d)
-            weights = tempered(latest.log_weights.flatten(), size)
-            fitted = fitted_mixture(
-                latest.z.reshape(-1, d), weights, k - 1, generator=self._stream
-            )
-            if fitted is None:
+            if params is None:
                 break
-            loc, scale = fitted
-            # one wide component keeps the ratios bounded where the others have no mass
-            wide = {"loc": latest.weights.flatten() @ latest.z.reshape(-1, d)}
-            wide["scale_tril"] = _WIDE * _spread_of(latest, wide["loc"])
-            params = {
-                "loc": torch.cat([loc, wide["loc"][None]]),
-                "scale_tril": torch.cat([_WIDER * scale, wide["scale_tril"][None]]),
-            }
-            latest = self.weighed(GaussianMixture(k), params)
-            draws = self._chosen(draws, latest, f"mixture of {k}")
+            k = len(params["loc"])
+            latest = self.weighed(DefensiveMixture(k), params)
+            draws = self._chosen(draws, latest, f"mixture of {k} and a t")
         return draws
+
+    def _mixture(self, draws: WeightedDraws, k: int) -> dict[str, Tensor] | None:
+        """K Gaussians fitted to the weighted draws, and a wide t for the tails."""
+        d = self.target.dim
+        z, weights = draws.z.reshape(-1, d), draws.weights.flatten()
+        some = tempered(draws.log_weights.flatten(), float(_DRAWS_PER_PARAMETER * k * d))
+        fitted = fitted_mixture(z, some, k, generator=self._stream)
+        if fitted is None:
+            return None
+        loc, scale = fitted
+        centre = weights @ z
+        centred = z - centre
+        spread = cholesky_or_none(symmetric(centred.mT @ (centred * weights[:, None])))
+        if spread is None:
+            return None
+        return {
+            "loc": loc,
+            "scale_tril": _WIDER * scale,
+            "tail_loc": centre,
+            "tail_scale_tril": _WIDE * spread,
+        }
 
     def _chosen(self, old: WeightedDraws, new: WeightedDraws, name: str) -> WeightedDraws:
         """The better proposal, its name noted."""
-        if not _better(old, new):
+        if not better(old, new):
             return old
         self.ledger.note(name)
         return new
@@ -148,18 +157,10 @@ def is_even(draws: WeightedDraws) -> bool:
     return is_light(draws) and draws.effective_size >= _ENOUGH * draws.num_evals
 
 
-def _better(old: WeightedDraws, new: WeightedDraws) -> bool:
+def better(old: WeightedDraws, new: WeightedDraws) -> bool:
     """Is k̂ lower? Where both are trusted that may be noise: are more draws effective?"""
     share = new.effective_size / new.num_evals * old.num_evals / old.effective_size
     if old.is_trusted and new.is_trusted:
         lighter = old.tail > _LIGHT and new.tail < old.tail - _LIGHTER
         return share > (1 / _GAIN if lighter else _GAIN)
     return new.tail < old.tail
-
-
-def _spread_of(draws: WeightedDraws, loc: Tensor) -> Tensor:
-    """Scale of all draws about a point; the guide's own where that is singular."""
-    centred = draws.z.reshape(-1, len(loc)) - loc
-    w = draws.weights.flatten()
-    found = cholesky_or_none(symmetric(centred.mT @ (centred * w[:, None])))
-    return torch.eye(len(loc)).to(loc) if found is None else found

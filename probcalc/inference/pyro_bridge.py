@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,8 +27,16 @@ from torch.distributions import biject_to
 from probcalc._check import require_finite
 from probcalc._random import forked
 from probcalc._tree import Layout, moved
+from probcalc.inference.centring import (
+    Centring,
+    coordinates_of,
+    depends_on_latents,
+    value_of,
+)
 from probcalc.inference.flat_model import FlatModel
 from probcalc.inference.parameters import Values, require_inside
+from probcalc.inference.plate_rows import Plates, refuse_outer_plates
+from probcalc.inference.pyro_simulation import PyroSimulator, observed_sites
 from probcalc.inference.scope import model_scope
 
 _PROTOTYPE_SEED = 0  # of the run that reads the sites; it leaves no mark on any result
@@ -39,6 +49,7 @@ def from_pyro(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    centring: Centring | None = None,
 ) -> FlatModel:
     """Read a Pyro model with its arguments.
 
@@ -48,50 +59,56 @@ def from_pyro(
         kwargs: Its keyword arguments, likewise.
         device: Where the latent vector lives.
         dtype: Of the latent vector.
+        centring: Of sites that are explored in other coordinates than their own (see
+            `centring`).
 
     Raises:
-        ValueError: No latent sites, a learnable `pyro.param`, a subsampled plate, a discrete
-            site that cannot be enumerated, or a support without a bijection; each names the
-            site and what to do.
+        ValueError: No latent sites, a learnable `pyro.param`, a plate that draws rows and does
+            not run with all of them, a discrete site that cannot be enumerated, or a support
+            without a bijection; each names the site and what to do.
     """
     args, kwargs = moved((args, kwargs), device, dtype)
-    prototype, complaint = _prototype(model, args, kwargs, device, dtype)
-    _refuse_unsupported(prototype)
+    plates, given = Plates(), model
+    model = plates.with_rows(given, None)
+    prototype, complaint = _read(model, plates, args, kwargs, device, dtype)
     latent, discrete = _latent_sites(prototype)
     free = Layout({name: _free_shape(site) for name, site in latent.items()})
     nesting = _plate_nesting(prototype)
-    runnable = model
-    if discrete:
-        runnable = poutine.enum(config_enumerate(model), first_available_dim=-1 - nesting)
-    derived = [
-        name
-        for name, site in prototype.nodes.items()
-        if site["type"] == "sample" and site["infer"].get("_deterministic") and not discrete
-    ]
-    shapes = {n: tuple(prototype.nodes[n]["value"].shape) for n in (*latent, *derived)}
-    layout = Layout(shapes)
+
+    def summing(model: Callable[..., Any]) -> Callable[..., Any]:
+        if not discrete:
+            return model
+        return poutine.enum(config_enumerate(model), first_available_dim=-1 - nesting)
+
+    layout = _layout(prototype, latent, discrete)
     log_density = partial(_contracted, nesting=nesting) if discrete else _summed
 
+    run = _Run(summing, args, kwargs, dtype)
+
     def density(z: Tensor) -> tuple[Tensor, Tensor]:
-        sites = _Unconstrain(free.unflatten(z))
-        with model_scope(dtype), sites:
-            trace = poutine.trace(runnable).get_trace(*args, **kwargs)
-            log_p = log_density(trace)
+        sites = _Unconstrain(free.unflatten(z), centring)
+        trace, log_p = run(model, sites, read=log_density)
         values = {name: trace.nodes[name]["value"] for name in layout.shapes}
         flat = layout.flatten(values).to(z.dtype)
         return log_p.to(z.dtype) + sites.log_det, torch.cat([flat, sites.log_det[None]])
 
+    def rows_density(z: Tensor, rows: Tensor) -> Tensor:
+        parts = plates.split(free.unflatten(z), rows, plates.local(latent))
+        sites = [(_Unconstrain(part, centring), f) for part, f in parts if part]
+        only = plates.with_rows(given, rows)
+        read = partial(plates.parted, log_density=log_density, rows=rows)
+        _, log_p = run(only, *(messenger for messenger, _ in sites), read=read)
+        return sum(log_p).to(z.dtype) + sum(f * messenger.log_det for messenger, f in sites)
+
     def terms(z: Tensor) -> dict[str, Tensor]:
-        with model_scope(dtype), _Unconstrain(free.unflatten(z)):
-            trace = poutine.trace(runnable).get_trace(*args, **kwargs)
-            trace.compute_log_prob()
-        sites = [(n, s) for n, s in trace.nodes.items() if s["type"] == "sample"]
-        return {n: s["log_prob"].sum() for n, s in sites if not site_is_subsample(s)}
+        sites = _Unconstrain(free.unflatten(z), centring)
+        trace, _ = run(model, sites, read=poutine.Trace.compute_log_prob)
+        found = [(n, s) for n, s in trace.nodes.items() if s["type"] == "sample"]
+        return {n: s["log_prob"].sum() for n, s in found if not site_is_subsample(s)}
 
     def unconstrain(values: Values, check: bool) -> Tensor:
-        reader = _Constrain(values, latent, check)
-        with model_scope(dtype), reader:
-            poutine.trace(runnable).get_trace(*args, **kwargs)
+        reader = _Constrain(values, latent, check, centring)
+        run(model, reader)
         return free.flatten(reader.free)
 
     if complaint:
@@ -99,20 +116,118 @@ def from_pyro(
             terms(torch.zeros(free.size, dtype=dtype, device=device)), complaint
         )
     notes = (f"summed out: {', '.join(discrete)}",) if discrete else ()
-    return FlatModel(density, free.size, layout, unconstrain, terms, notes)
+    at_zero = _Unconstrain(free.unflatten(torch.zeros(free.size, dtype=dtype, device=device)), {})
+    return FlatModel(
+        density,
+        free.size,
+        layout,
+        unconstrain,
+        terms,
+        notes,
+        rows_density=rows_density if plates.can_batch(prototype, discrete) else None,
+        num_rows=plates.num_rows,
+        batch_size=plates.batch_size,
+        hierarchical=_hierarchical(summing(model), args, kwargs, at_zero, dtype),
+        simulator=PyroSimulator(
+            model,
+            args,
+            kwargs,
+            density,
+            tuple(latent),
+            tuple(discrete),
+            observed_sites(prototype),
+            nesting,
+            device,
+            dtype,
+        ),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """Runs of a model with its arguments; `summing` prepares it for sites that are summed out."""
+
+    summing: Callable[[Callable[..., Any]], Callable[..., Any]]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    dtype: torch.dtype
+
+    def __call__(
+        self,
+        model: Callable[..., Any],
+        *messengers: Messenger,
+        read: Callable[[poutine.Trace], Any] | None = None,
+    ) -> tuple[poutine.Trace, Any]:
+        """The trace of one run, and what was read of it while the settings held."""
+        with model_scope(self.dtype), ExitStack() as stack:
+            for messenger in messengers:
+                stack.enter_context(messenger)
+            trace = poutine.trace(self.summing(model)).get_trace(*self.args, **self.kwargs)
+            return trace, None if read is None else read(trace)
+
+
+def _read(
+    model: Callable[..., Any],
+    plates: Plates,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[poutine.Trace, str]:
+    """One run, its density too where plates subsample; what is not understood is refused."""
+    try:
+        prototype, complaint = _prototype(model, args, kwargs, device, dtype)
+        if plates.sizes:
+            with model_scope(dtype):
+                prototype.compute_log_prob()
+    except (ValueError, RuntimeError, IndexError) as error:
+        if not plates.sizes:
+            raise
+        raise ValueError(plates.refusal(str(error).splitlines()[0])) from error
+    _refuse_unsupported(prototype)
+    refuse_outer_plates(prototype)
+    return prototype, complaint
+
+
+def _layout(prototype: poutine.Trace, latent: dict[str, Any], discrete: list[str]) -> Layout:
+    """Latent sites, then deterministic ones, which sites that are summed out would make many."""
+    derived = [
+        name
+        for name, site in prototype.nodes.items()
+        if site["type"] == "sample" and site["infer"].get("_deterministic") and not discrete
+    ]
+    return Layout({n: tuple(prototype.nodes[n]["value"].shape) for n in (*latent, *derived)})
+
+
+def _hierarchical(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    sites: _Unconstrain,
+    dtype: torch.dtype,
+) -> tuple[str, ...]:
+    """Latent sites of location-scale families whose scale depends on other latent sites."""
+    sites.free = {name: u.requires_grad_() for name, u in sites.free.items()}
+    with torch.enable_grad(), model_scope(dtype), sites:
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    return tuple(name for name in sites.free if depends_on_latents(trace.nodes[name]["fn"]))
 
 
 class _Unconstrain(Messenger):
     """Give latent sites the image of unconstrained values, and add up the log Jacobian."""
 
-    def __init__(self, free: Values) -> None:
+    def __init__(self, free: Values, centring: Centring | None = None) -> None:
         super().__init__()
-        self.free = free
+        self.free, self.centring = free, centring or {}
         self.log_det = next(iter(free.values())).new_zeros(())
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["name"] in self.free:
             u = self.free[msg["name"]]
+            if msg["name"] in self.centring:
+                msg["value"], log_det = value_of(u, msg["fn"], self.centring[msg["name"]])
+                self.log_det = self.log_det + log_det
+                return
             transform = biject_to(msg["fn"].support)
             msg["value"] = transform(u)
             self.log_det = self.log_det + transform.log_abs_det_jacobian(u, msg["value"]).sum()
@@ -121,9 +236,16 @@ class _Unconstrain(Messenger):
 class _Constrain(Messenger):
     """Give latent sites constrained values, and note the unconstrained ones."""
 
-    def __init__(self, values: Values, latent: dict[str, Any], check: bool) -> None:
+    def __init__(
+        self,
+        values: Values,
+        latent: dict[str, Any],
+        check: bool,
+        centring: Centring | None = None,
+    ) -> None:
         super().__init__()
         self.values, self.latent, self.check = values, latent, check
+        self.centring = centring or {}
         self.free: Values = {}
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -134,7 +256,10 @@ class _Constrain(Messenger):
                 shape = tuple(self.latent[name]["value"].shape)
                 require_inside(name, self.values, shape, support)
             msg["value"] = self.values[name]
-            self.free[name] = biject_to(support).inv(msg["value"])
+            if name in self.centring:
+                self.free[name] = coordinates_of(self.values[name], msg["fn"], self.centring[name])
+            else:
+                self.free[name] = biject_to(support).inv(msg["value"])
 
 
 def _contracted(trace: poutine.Trace, nesting: int) -> Tensor:

@@ -43,6 +43,7 @@ def requested(
     gradients += solved.num_gradients
     values += solved.num_evals - solved.num_gradients + draws.num_evals
     return Climbed(
+        target,
         draws,
         solved.status,
         solved.reasons,

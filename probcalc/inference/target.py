@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from probcalc.differentiation.batched import (
 )
 from probcalc.differentiation.curvature import central_hessian
 from probcalc.inference import flat_model, pyro_bridge
+from probcalc.inference.centring import Centring
 from probcalc.inference.flat_model import FlatModel
 from probcalc.inference.parameters import Values
 from probcalc.inference.remembered import recall, remember
@@ -54,7 +56,8 @@ class Target:
         device: Where it lives.
         dtype: Of its vectors.
         notes: What the user should know about how the model was read.
-        num_observations: Rows of the data, where the target knows them.
+        in_coordinates: The same target with other coordinates for some sites of a Pyro model,
+            given their centring.
     """
 
     model: FlatModel
@@ -63,6 +66,7 @@ class Target:
     dtype: torch.dtype
     rebuild: Callable[[torch.device, torch.dtype], Target]
     notes: tuple[str, ...] = ()
+    in_coordinates: Callable[[Centring], Target] | None = None
 
     @classmethod
     def from_log_density(
@@ -106,6 +110,8 @@ class Target:
         *,
         log_likelihood: Callable[[Values, Any], Float[Tensor, ""]] | None = None,
         data: Any = None,
+        simulate: Callable[[Values, torch.Generator], Any] | None = None,
+        prior: Callable[[int, torch.Generator], Values] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> Target:
@@ -118,6 +124,8 @@ class Target:
                 `torch.distributions.constraints`.
             log_likelihood: ``log_likelihood(values, row)`` of one observation.
             data: Tensor, or tuple or dict of tensors, observations along the first axis.
+            simulate: ``simulate(values, generator)`` makes data like `data`, for predictions.
+            prior: ``prior(n, generator)`` draws n values from the prior, as a dict.
             device: Default: the data's, else CPU.
             dtype: Floating data are cast to it.
 
@@ -137,6 +145,8 @@ class Target:
                 constraints or {},
                 log_likelihood=log_likelihood,
                 data=there,
+                simulate=simulate,
+                prior=prior,
                 dtype=dtype,
             )
 
@@ -189,11 +199,21 @@ class Target:
             require_finite(f"argument {i + 1} of the model", value)
         require_finite("keyword arguments of the model", kwargs)
 
-        def build(device: torch.device, dtype: torch.dtype) -> FlatModel:
-            return pyro_bridge.from_pyro(model, args, kwargs, device=device, dtype=dtype)
+        def build(device: torch.device, dtype: torch.dtype, centring: Centring) -> FlatModel:
+            return pyro_bridge.from_pyro(
+                model, args, kwargs, device=device, dtype=dtype, centring=centring
+            )
 
-        device = device_of((args, kwargs), pyro_device)
-        return _built(build, device, pyro_dtype, (model, (args, kwargs)))
+        def built(centring: Centring, device: torch.device, dtype: torch.dtype) -> Target:
+            source = (model, (args, kwargs, centring))
+            own = _built(partial(build, centring=centring), device, dtype, source)
+            return replace(
+                own,
+                rebuild=partial(built, centring),
+                in_coordinates=lambda other: built(other, device, dtype),
+            )
+
+        return built({}, device_of((args, kwargs), pyro_device), pyro_dtype)
 
     @property
     def is_traced(self) -> bool:
