@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import probcalc as pc
-from probcalc.reporting.scoreboard import REFUSED, Score, Scoreboard, scored
+from probcalc.reporting.scoreboard import REFUSED, Score, Scoreboard, noise_floor, scored
 
 from .posteriors import Problem, load, names
 
@@ -84,7 +84,8 @@ def score(problem: Problem, seed: int, dtype: torch.dtype, settings: dict[str, A
         mean, std = problem.moments(posterior)
     except (ValueError, ArithmeticError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        return Score(**known, dim=target.dim, verdict=REFUSED, reasons=(reason,))
+        floor = None if problem.reference is None else noise_floor(problem.reference)
+        return Score(**known, dim=target.dim, verdict=REFUSED, reasons=(reason,), floor=floor)
     return scored(
         posterior, mean, std, problem.reference, problem.column_names, seconds=seconds, **known
     )
