@@ -22,6 +22,9 @@ from probcalc.inference.target import Target
 from probcalc.result import half_width
 from probcalc.status import Status
 
+_MAX_ENTRIES = 2**24  # of the first draws, 128 MB
+_MAX_STORED = 2**26  # of all draws, 512 MB
+_FEWEST = 16  # draws a replicate
 _MIN_GROWTH = 8.0  # of the number of draws: the error bars that ask for it are noisy themselves
 
 
@@ -151,7 +154,8 @@ def first_draws(
 def _first_size(target: Target, guide: Guide, budget: Budget) -> int:
     pair = 2 * num_strata(guide)
     wanted = max(budget.num_draws, 4 * target.dim)  # enough for matched second moments
-    return pair * math.ceil(wanted / pair)
+    affordable = _MAX_ENTRIES // (budget.num_replicates * target.dim)
+    return pair * math.ceil(max(min(wanted, affordable), _FEWEST) / pair)
 
 
 def _wanted(draws: WeightedDraws, budget: Budget) -> int:
@@ -164,7 +168,8 @@ def _wanted(draws: WeightedDraws, budget: Budget) -> int:
     excess = torch.maximum(noise[0] / budget.mean_tolerance, noise[1] / budget.std_tolerance)
     constant = std.value <= 1e-12 * mean.value.abs()  # such as the diagonal of a correlation
     excess = float(torch.where(constant, 0.0, excess).max())
-    affordable = budget.max_evals // r // draws.strata * draws.strata
+    size = max(draws.x.shape[-1], draws.z.shape[-1])
+    affordable = min(budget.max_evals, _MAX_STORED // size) // r // draws.strata * draws.strata
     if not excess > 1 or affordable <= n:
         return 0
     growth = min(max(excess**2, _MIN_GROWTH), affordable / n)  # bars shrink like the root

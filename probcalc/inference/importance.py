@@ -27,6 +27,7 @@ from probcalc.linalg import cholesky_or_none, symmetric
 _FINITE_VARIANCE = 0.5
 _FEW = 0.1  # share of effective draws
 _WIDER = 1.05  # of the scale: costs few effective draws up to some fifty dimensions
+_MAX_CONTROLLED = 1024  # dimensions above which no control variate is fitted
 _DRAWS_PER_DIMENSION = 10  # effective draws a dimension below which no covariance is refitted
 
 
@@ -54,8 +55,7 @@ class WeightedDraws:
 
     def control(self, h: Float[Tensor, "r n p"]) -> Control | None:
         """The linear part of a function of the draws, with its exact moments."""
-        moments = getattr(self.guide, "moments", None)
-        return None if moments is None else linear_control(self.z, h, *moments(self.params))
+        return control_of(self.guide, self.params, self.z, h)
 
     @property
     def weights(self) -> Float[Tensor, "r n"]:
@@ -117,6 +117,16 @@ class WeightedDraws:
     def num_evals(self) -> int:
         """Evaluations of the log density."""
         return self.log_ratios.numel()
+
+
+def control_of(
+    guide: Guide, params: dict[str, Tensor], z: Float[Tensor, "r n d"], h: Float[Tensor, "r n p"]
+) -> Control | None:
+    """The linear part of h, where the guide knows its moments and d × d is affordable."""
+    moments = getattr(guide, "moments", None)
+    if moments is None or z.shape[-1] > _MAX_CONTROLLED:
+        return None
+    return linear_control(z, h, *moments(params))
 
 
 def num_strata(guide: Guide) -> int:

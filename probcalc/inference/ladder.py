@@ -20,16 +20,18 @@ from probcalc.inference.assess import Budget, enough, first_draws
 from probcalc.inference.gaussian_average import GaussianAverage, gaussian_average
 from probcalc.inference.guides import FullRank, GaussianMixture
 from probcalc.inference.importance import WeightedDraws
+from probcalc.inference.large import fit_large
 from probcalc.inference.modes import Modes, modes_of, starts_of
 from probcalc.inference.parameters import Values
 from probcalc.inference.pathfinder import Paths, pathfinder
 from probcalc.inference.proposals import better, improved, is_light
-from probcalc.inference.solved import Progress
+from probcalc.inference.solved import Progress, Solved
 from probcalc.inference.target import Target
 from probcalc.integration.normal_draws import matched_normal_draws
 from probcalc.status import Status
 
 _STARTS, _PATHS, _DRAWS, _FRAME = 0, 4, 1, 2  # streams of the run's seed
+_MAX_DENSE = 400  # dimensions up to which a full covariance is fitted
 _MAX_ROUNDS = 3  # of better proposals and more draws
 
 
@@ -86,6 +88,8 @@ class Ladder:
 
     def climb(self, init: Values | None) -> Climbed:
         """Up to weighted draws; the first path starts at `init`."""
+        if self.target.dim > _MAX_DENSE:
+            return self._climbed_large(init)
         seen = None
         for target, paths in self._coordinates(init):
             other = self._explored(target, paths)
@@ -131,6 +135,32 @@ class Ladder:
         draws = first_draws(target, guide, params, self.budget, stream)
         self.spend(values=draws.num_evals)
         return _Seen(target, modes, draws, trace, stream)
+
+    def _climbed_large(self, init: Values | None) -> Climbed:
+        """Mean-field and low-rank Gaussians, weighed."""
+        stream = child(self.seed, _FRAME, self.target.device)
+        found = fit_large(self.target, seed=self.seed, restarts=self.restarts, init=init)
+        best: tuple[WeightedDraws, Solved] | None = None
+        for solved in found.solved:
+            self.spend(
+                gradients=solved.num_gradients, values=solved.num_evals - solved.num_gradients
+            )
+            draws = first_draws(self.target, solved.guide, solved.params, self.budget, stream)
+            self.spend(values=draws.num_evals)
+            self.note(solved.method)
+            if best is None or better(best[0], draws):
+                best = draws, solved
+        draws, solved = best
+        return Climbed(
+            self.target,
+            draws,
+            solved.status,
+            solved.reasons,
+            " + ".join(self.steps),
+            self.num_gradients,
+            self.num_gradients + self.num_values,
+            draws.log_ratios.new_zeros(0) if solved.trace is None else solved.trace,
+        )
 
     def note(self, step: str) -> None:
         """Words for what was done, once each."""

@@ -32,6 +32,7 @@ ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 _MAX_CONDITION = 1e12  # of a pair (yᵀy / yᵀs) above which it is left out, as in the paper
 _MAX_POINTS = 24  # of a path that are weighed: the last ones, and earlier ones evenly spread
+_MAX_ENTRIES = 2**23  # of the inverse Hessians kept
 _NUM_DRAWS = 16  # for the ELBO of one point
 _GTOL = 1e-6  # of the unscaled gradient: parameters may be in units that make it small far away
 _MAX_SCALE = 1e6  # largest entry of a scale, beyond which an inverse Hessian is no covariance
@@ -118,7 +119,8 @@ def _columns(
 def _spread(x: Float[Tensor, "r l d"]) -> Int[Tensor, "r k"]:
     """The points of each path that are weighed."""
     length = x.isfinite().all(dim=-1).sum(dim=1)
-    k = min(_MAX_POINTS, x.shape[1])
+    affordable = max(2, _MAX_ENTRIES // (x.shape[0] * x.shape[-1] ** 2))
+    k = min(_MAX_POINTS, x.shape[1], affordable)
     share = torch.linspace(0.0, 1.0, k, device=x.device, dtype=torch.float64)
     return ((length - 1).clamp(min=0)[:, None] * share).round().long()
 

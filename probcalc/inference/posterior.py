@@ -20,10 +20,11 @@ from probcalc._random import child, draw_seed
 from probcalc._tree import Layout
 from probcalc.inference import summary
 from probcalc.inference.guides import GUIDES, Guide
+from probcalc.inference.guides.saved import guide_of, record_of
+from probcalc.inference.importance import control_of
 from probcalc.inference.moments import (
     Control,
     kept_unless_moved,
-    linear_control,
     weighted_covariance,
     weighted_mean,
     weighted_moments,
@@ -247,12 +248,10 @@ class Posterior:
         kept = ("z", "x", "log_ratios", "log_weights")
         tensors = {name: getattr(self, name) for name in kept}
         tensors |= {f"params.{name}": value for name, value in self.params.items()}
-        family = next(name for name, cls in GUIDES.items() if isinstance(self.guide, cls))
         record = {
             "format": _FORMAT,
             "shapes": {name: list(shape) for name, shape in self.layout.shapes.items()},
-            "guide": family,
-            "settings": {k: v for k, v in vars(self.guide).items()},
+            **record_of(self.guide, GUIDES),
             "khat": self.khat,
             "status": int(self.status),
             "reasons": list(self.reasons),
@@ -288,8 +287,7 @@ class Posterior:
         return self._control_of(self.x)
 
     def _control_of(self, h: Float[Tensor, "r n p"]) -> Control | None:
-        moments = getattr(self.guide, "moments", None)
-        return None if moments is None else linear_control(self.z, h, *moments(self.params))
+        return control_of(self.guide, self.params, self.z, h)
 
     @cached_property
     def _plain_moments(self) -> tuple[Estimate, Estimate]:
@@ -363,7 +361,7 @@ def load_posterior(path: str | Path, target: Target | None = None) -> Posterior:
     params = {k.removeprefix("params."): v for k, v in tensors.items() if k.startswith("params.")}
     return Posterior(
         layout=Layout({name: tuple(shape) for name, shape in record["shapes"].items()}),
-        guide=GUIDES[record["guide"]](**record["settings"]),
+        guide=guide_of(record, GUIDES),
         params=params,
         **{name: tensors[name] for name in ("z", "x", "log_ratios", "log_weights")},
         khat=record["khat"],

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _FIXED, _FRESH = 0, 1  # streams of the seed
 _NUM_FRESH = 256  # draws of each set on which the gap is measured
-_RUNAWAY = 1e8  # size of a parameter at which an ELBO has no maximum
+_RUNAWAY = 1e8  # size of a location or scale at which an ELBO has no maximum
 
 
 @dataclass(frozen=True)
@@ -190,11 +190,16 @@ def _fresh_elbo(
         return target.log_density(z).mean(dim=1) + _entropy(guide, params, log_q)
 
 
+def runs_away(params: dict[str, Tensor]) -> bool:
+    """Has a location or scale left every reasonable place?"""
+    logs = [t.exp() if name.startswith("log_") else t for name, t in params.items()]
+    return any(not bool(t.abs().max() < _RUNAWAY) for t in logs)
+
+
 def _verdict(
     params: dict[str, Tensor], status: Status, gap: float
 ) -> tuple[Status, tuple[str, ...]]:
-    away = any(bool(t.abs().max() > _RUNAWAY) for t in params.values()) or not gap < torch.inf
-    if away or status & Status.UNBOUNDED:
+    if runs_away(params) or not gap < torch.inf or status & Status.UNBOUNDED:
         return Status.IMPROPER, ("the ELBO has no maximum: it grows without bound",)
     if status:
         return status, ("no set of draws was solved to a small gradient",)
