@@ -55,7 +55,7 @@ class Delta:
 
     def entropy(self, params: dict[str, Tensor]) -> Float[Tensor, "*batch"]:
         """Zero, by convention."""
-        return torch.zeros_like(params["loc"][..., 0])
+        return 0.0 * params["loc"][..., 0]  # with a gradient, of zeros, for solvers
 
     def from_gaussian(
         self, loc: Float[Tensor, "*batch d"], scale_tril: Float[Tensor, "*batch d d"]
