@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probcalc.inference.importance import num_strata
 from probcalc.inference.target import Target
 from probcalc.linalg import cholesky_or_none
 
@@ -49,10 +50,10 @@ class AnnealedImportance:
         num_pilots: Particles that find temperatures and step sizes.
     """
 
-    num_particles: int = 32
-    conditional_ess: float = 0.95
-    num_moves: int = 1
-    num_leapfrog: int = 5
+    num_particles: int = 64
+    conditional_ess: float = 0.98
+    num_moves: int = 3
+    num_leapfrog: int = 8
     max_temperatures: int = 256
     acceptance: float = 0.8
     num_pilots: int = 256
@@ -202,21 +203,32 @@ class Schedule:
     is_complete: bool
     num_evals: int
 
+    @property
+    def num_temperatures(self) -> int:
+        """Steps from the guide to the target."""
+        return len(self.betas) - 1
+
+    def gradients(self, settings: AnnealedImportance) -> int:
+        """Evaluations with gradient that one particle costs on its way."""
+        moves = (self.num_temperatures - 1) * settings.num_moves
+        return 1 + moves * settings.num_leapfrog
+
 
 def find_schedule(
     bridge: Bridge, settings: AnnealedImportance, generator: torch.Generator
 ) -> Schedule:
     """Temperatures with a constant conditional effective size, and step sizes for them."""
-    strata = getattr(bridge.guide, "num_components", 1)
+    strata = num_strata(bridge.guide)
     n = strata * math.ceil(settings.num_pilots / strata)
     now = bridge.at(bridge.draws(1, n, generator)[0])
     log_step = math.log(_FIRST_STEP * bridge.target.dim**-0.25)
     log_step = _adapted(bridge, now, 0.0, log_step, _WARM_UP, settings, generator)[1]
     log_w = torch.zeros_like(now.log_p)
-    betas, steps, accepted = [0.0], [], []
+    betas, steps, accepted, is_complete = [0.0], [], [], True
     while True:
-        beta = _next_beta(now.log_ratio, log_w, betas[-1], settings.conditional_ess)
+        beta, is_short = _next_beta(now.log_ratio, log_w, betas[-1], settings.conditional_ess)
         is_last = len(betas) == settings.max_temperatures
+        is_complete &= is_short and (beta == 1.0 or not is_last)
         betas.append(1.0 if is_last else beta)
         if betas[-1] == 1.0:
             break
@@ -229,7 +241,7 @@ def find_schedule(
         accepted.append(rate)
     gradients = n * (1 + settings.num_leapfrog * (_WARM_UP + len(steps) * settings.num_moves))
     mean_rate = sum(accepted) / len(accepted) if accepted else 1.0
-    return Schedule(tuple(betas), tuple(steps), mean_rate, beta == 1.0, gradients)
+    return Schedule(tuple(betas), tuple(steps), mean_rate, is_complete, gradients)
 
 
 def forward(
@@ -238,9 +250,12 @@ def forward(
     settings: AnnealedImportance,
     num_blocks: int,
     generator: torch.Generator,
-) -> Float[Tensor, "r n"]:
-    """Log weights of particles from the guide; the mean of exp over a block has mean Z."""
-    strata = getattr(bridge.guide, "num_components", 1)
+) -> tuple[Float[Tensor, "r n"], Particles]:
+    """Log weights of particles from the guide, and where they end.
+
+    The mean of exp(log weight) over a block has mean Z.
+    """
+    strata = num_strata(bridge.guide)
     n = strata * math.ceil(settings.num_particles / strata)
     now = bridge.at(bridge.draws(num_blocks, n, generator).flatten(0, 1))
     betas, log_w = schedule.betas, torch.zeros_like(now.log_p)
@@ -248,7 +263,7 @@ def forward(
         log_w = log_w + (betas[t] - betas[t - 1]) * now.log_ratio
         if t < len(betas) - 1:
             now = _moved(bridge, now, betas[t], schedule.steps[t - 1], settings, generator)
-    return log_w.reshape(num_blocks, n)
+    return log_w.reshape(num_blocks, n), now
 
 
 def reverse(
@@ -269,8 +284,11 @@ def reverse(
     return log_w.reshape(z.shape[:2])
 
 
-def _next_beta(log_ratio: Tensor, log_w: Tensor, beta: float, wanted: float) -> float:
-    """The farthest temperature whose conditional effective size is the one wanted."""
+def _next_beta(log_ratio: Tensor, log_w: Tensor, beta: float, wanted: float) -> tuple[float, bool]:
+    """The farthest temperature whose conditional effective size is the one wanted.
+
+    And whether there is one: where even the finest step costs more, that one is taken.
+    """
     left = 1.0 - beta
     shares = torch.logspace(math.log10(_FINEST), 0.0, _GRID, dtype=torch.float64)
     shares = shares.to(log_ratio.device)
@@ -280,7 +298,7 @@ def _next_beta(log_ratio: Tensor, log_w: Tensor, beta: float, wanted: float) -> 
     log_ess = log_ess - (log_weights + 2 * log_v).logsumexp(dim=1)
     good = (log_ess >= math.log(wanted)).nonzero()
     share = float(shares[int(good[-1])]) if len(good) else float(shares[0])
-    return 1.0 if share >= 1.0 - 1e-9 else beta + left * share
+    return (1.0 if share >= 1.0 - 1e-9 else beta + left * share), len(good) > 0
 
 
 def _resampled(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from probcalc._random import child, draw_seed
 from probcalc.inference.annealed import (
     AnnealedImportance,
     Bridge,
+    Schedule,
     find_schedule,
     forward,
     guide_draws,
@@ -39,30 +41,31 @@ from probcalc.inference.evidence_bounds import (
     log_mean_ratio,
     mean_log_ratio,
     one_among_many,
+    point_estimate,
 )
 from probcalc.inference.fit import fit
-from probcalc.inference.importance import WeightedDraws, num_components, weighted_draws
-from probcalc.inference.moments import weighted_mean
+from probcalc.inference.importance import WeightedDraws, num_strata, weighted_draws
 from probcalc.inference.nuts import FromNUTS
 from probcalc.inference.parameters import Values
+from probcalc.inference.particles import FromAnnealing
 from probcalc.inference.posterior import Posterior
 from probcalc.inference.posterior_draws import (
+    NUM_BLOCKS,
     PosteriorDraws,
     Resampled,
     from_caller,
+    from_ensemble,
     from_nuts,
     resampled,
 )
+from probcalc.inference.same_target import in_coordinates_of
 from probcalc.inference.target import Target
-from probcalc.integration.tails import khat_limit, smoothed_log_weights
 from probcalc.result import Estimate
 from probcalc.status import EstimateWarning, Status
 
-_BLOCKS = 16
 _LOOSE = 0.1  # nats of error of plain importance sampling beyond which annealing is tried
-_SAME = 1e-6  # relative difference of log densities that rounding explains
 _ROUNDING = 64  # units in the last place: a log density sums terms that cancel
-_FIT, _FRESH, _OTHERS, _SAMPLER, _ANNEALED, _PICKED = range(6)  # streams of the seed
+_FIT, _FRESH, _OTHERS, _PATH, _SAMPLER, _ANNEALED, _PICKED = range(7)  # streams of the seed
 _NO_EVIDENCE = Status.IMPROPER | Status.NON_FINITE
 
 
@@ -70,7 +73,7 @@ def log_evidence(
     target: Target,
     posterior: Posterior | None = None,
     *,
-    method: FromNUTS | Resampled | None = None,
+    method: FromAnnealing | FromNUTS | Resampled | None = None,
     annealing: AnnealedImportance | None = None,
     num_draws: int = 2**13,
     posterior_draws: Values | None = None,
@@ -84,9 +87,11 @@ def log_evidence(
     Args:
         target: What is integrated.
         posterior: From `fit` of the same target; None: fit first.
-        method: Where posterior draws for the upper end come from: `FromNUTS()`, or `Resampled()`
-            from the weighted draws of the guide, which gives an estimate of a bound and no bound.
-            None: resampled where the posterior's weights can be trusted, else NUTS.
+        method: Where posterior draws for the upper end come from: `FromAnnealing()`, many short
+            chains from annealed particles; `FromNUTS()`, few long ones from random starts, some
+            hundred times slower; or `Resampled()` from the weighted draws of the guide, which
+            gives an estimate of a bound and no bound. None: resampled where the posterior's
+            weights can be trusted, else annealed.
         annealing: Settings of annealed importance sampling, which is then run; None: run where
             the guide's weights cannot be trusted or leave more than a tenth of a nat open.
         num_draws: Draws of the guide behind the bounds without annealing.
@@ -112,8 +117,11 @@ def log_evidence(
     if not getattr(posterior.guide, "has_density", True):
         name = type(posterior.guide).__name__
         raise ValueError(f"{name} has no density, so it bounds nothing: fit another guide.")
-    call = _Call(_explored(target, posterior), posterior, seed, confidence, num_draws)
-    bracket = _bracket(call, method, annealing, posterior_draws)
+    target = in_coordinates_of(target, posterior)
+    settings = annealing or AnnealedImportance()
+    call = _Call(target, posterior, seed, confidence, num_draws, settings)
+    is_annealed = annealing is not None or _is_loose(posterior)
+    bracket = _bracket(call, method, is_annealed, posterior_draws)
     if not bracket.ok:
         why, advice = "; ".join(bracket.reasons), bracket.status.advice
         warnings.warn(f"evidence flagged: {why}. {advice}", EstimateWarning, stacklevel=2)
@@ -130,9 +138,18 @@ class _Call:
     confidence: float
     num_draws: int
 
+    annealing: AnnealedImportance
+
     def stream(self, number: int) -> torch.Generator:
         """One of the streams of the seed."""
         return child(self.seed, number, self.target.device)
+
+    @cached_property
+    def path(self) -> tuple[Bridge, Schedule]:
+        """From the guide to the target, found once."""
+        p = self.posterior
+        bridge = Bridge.between(self.target, p.guide, p.params, p.z.flatten(0, 1))
+        return bridge, find_schedule(bridge, self.annealing, self.stream(_PATH))
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,8 +164,8 @@ class _Annealed:
 
 def _bracket(
     call: _Call,
-    method: FromNUTS | Resampled | None,
-    annealing: AnnealedImportance | None,
+    method: FromAnnealing | FromNUTS | Resampled | None,
+    is_annealed: bool,
     given: Values | None,
 ) -> Bracket:
     fresh = _fresh(call)
@@ -159,8 +176,8 @@ def _bracket(
     upper = [one_among_many(draws, _others(call, len(draws.z)))] if draws else []
     elbo, eubo = mean_log_ratio(fresh.log_ratios), draws and evidence_upper_bound(draws)
     log_w = fresh.log_ratios
-    if not status and (annealing or _is_loose(call.posterior)):
-        found = _anneal(call, annealing or AnnealedImportance(), draws)
+    if is_annealed and not status:
+        found = _anneal(call, draws)
         lower, notes = [*lower, found.lower], [*notes, found.note]
         upper += [found.upper] if found.upper else []
         if chosen(lower, highest=True).name == found.lower.name:
@@ -187,14 +204,15 @@ def _judged(
     high = chosen(upper, highest=False).estimate(each, rounding) if upper else _nothing(each)
     if draws is not None:
         status, reasons = status | draws.status, [*reasons, *draws.reasons]
-    if float(low.value - low.error) > float(high.value + high.error):
+    ends = [bounds[b.name] for b in (plain[1], *upper) if b is not None]
+    if any(float(e.value + e.error) < float(low.value - low.error) for e in [high, *ends]):
         status |= Status.NOT_CONVERGED
         reasons = [*reasons, "the ends cross: the posterior draws miss a part of the posterior"]
     elbo, eubo = (bounds[b.name] if b else _nothing(each) for b in plain)
     return Bracket(
         lower=replace(low, status=int(status & _NO_EVIDENCE)),
         upper=replace(high, status=int(status)),
-        estimate=_point(log_w, call.confidence, rounding, status & _NO_EVIDENCE),
+        estimate=point_estimate(log_w, call.confidence, rounding, status & _NO_EVIDENCE),
         bounds=bounds,
         symmetric_kl=replace(eubo - elbo, confidence=call.confidence),
         upper_is_bound=draws is not None and draws.are_exact,
@@ -202,27 +220,34 @@ def _judged(
         status=status,
         reasons=tuple(reasons),
         notes=tuple(notes),
-        num_evals=sum(b.num_evals for b in every if b is not None),
+        num_evals=_spent(call, draws, [*lower, *upper]),
         posterior=call.posterior,
     )
 
 
+def _spent(call: _Call, draws: PosteriorDraws | None, bounds: list[Bound]) -> int:
+    """Evaluations: of the bounds' own draws, of the posterior's, and of the path between."""
+    found = vars(call).get("path")  # only where it was needed
+    path = found[1].num_evals if found else 0
+    return sum(b.num_evals for b in bounds) + (draws.num_evals if draws else 0) + path
+
+
 def _fresh(call: _Call) -> WeightedDraws:
     """Draws of the guide that had no say in its choice."""
-    p, pair = call.posterior, 2 * num_components(call.posterior.guide)
+    p, pair = call.posterior, 2 * num_strata(call.posterior.guide)
     return weighted_draws(
         call.target,
         p.guide,
         p.params,
-        num_replicates=_BLOCKS,
-        num_draws=pair * math.ceil(call.num_draws / (_BLOCKS * pair)),
+        num_replicates=NUM_BLOCKS,
+        num_draws=pair * math.ceil(call.num_draws / (NUM_BLOCKS * pair)),
         generator=call.stream(_FRESH),
     )
 
 
 def _others(call: _Call, num_blocks: int) -> Float[Tensor, "r n"]:
     """Log ratios of independent draws of the guide (those of a net would break the bound)."""
-    p, k = call.posterior, num_components(call.posterior.guide)
+    p, k = call.posterior, num_strata(call.posterior.guide)
     n = k * math.ceil(call.num_draws / (num_blocks * k))
     stream = call.stream(_OTHERS)
     z, log_q = guide_draws(call.target, p.guide, p.params, num_blocks, n, stream)
@@ -231,7 +256,7 @@ def _others(call: _Call, num_blocks: int) -> Float[Tensor, "r n"]:
 
 
 def _posterior_draws(
-    call: _Call, method: FromNUTS | Resampled | None, given: Values | None
+    call: _Call, method: FromAnnealing | FromNUTS | Resampled | None, given: Values | None
 ) -> tuple[PosteriorDraws, list[str]]:
     """Whence the upper end comes, and why."""
     target, p = call.target, call.posterior
@@ -240,24 +265,27 @@ def _posterior_draws(
     notes = []
     if method is None:
         trusted = not p.status & Status.UNRELIABLE_WEIGHTS
-        method = Resampled() if trusted else FromNUTS()
+        method = Resampled() if trusted else FromAnnealing()
         why = "can be trusted" if trusted else "cannot be trusted"
         notes = [f"{type(method).__name__}() chosen: the weights of the posterior {why}"]
     if isinstance(method, FromNUTS):
         return from_nuts(target, p, method, call.stream(_SAMPLER)), notes
+    if isinstance(method, FromAnnealing):
+        bridge, schedule = call.path
+        stream = call.stream(_SAMPLER)
+        ensemble = method.run(bridge, schedule, call.annealing, NUM_BLOCKS, stream)
+        return from_ensemble(target, p, ensemble), notes
     return resampled(p), [*notes, "the upper end is an estimate of a bound, from weighted draws"]
 
 
-def _anneal(call: _Call, settings: AnnealedImportance, draws: PosteriorDraws | None) -> _Annealed:
-    p, stream = call.posterior, call.stream(_ANNEALED)
-    bridge = Bridge.between(call.target, p.guide, p.params, p.z.flatten(0, 1))
-    schedule = find_schedule(bridge, settings, stream)
-    log_w = forward(bridge, schedule, settings, _BLOCKS, stream)
-    steps = len(schedule.betas) - 1
-    each = 1 + (steps - 1) * settings.num_moves * settings.num_leapfrog
-    cost = each * log_w.numel()
+def _anneal(call: _Call, draws: PosteriorDraws | None) -> _Annealed:
+    """Bounds by annealing from the guide, and backwards from posterior draws."""
+    settings, stream = call.annealing, call.stream(_ANNEALED)
+    bridge, schedule = call.path
+    log_w, _ = forward(bridge, schedule, settings, NUM_BLOCKS, stream)
+    steps, each = schedule.num_temperatures, schedule.gradients(settings)
     words = f"annealed importance sampling, {steps} temperatures, {log_w.shape[1]} particles"
-    lower = log_mean_ratio(log_w, words, cost + schedule.num_evals)
+    lower = log_mean_ratio(log_w, words, each * log_w.numel())
     upper = None
     if draws is not None:
         z = draws.picked(settings.num_particles, call.stream(_PICKED))
@@ -266,7 +294,7 @@ def _anneal(call: _Call, settings: AnnealedImportance, draws: PosteriorDraws | N
         upper = log_mean_inverse(draws, back, words, each * back.numel())
     note = f"annealing: {steps} temperatures, {schedule.acceptance:.0%} of moves accepted"
     if not schedule.is_complete:
-        note += "; the last one goes farther than asked: raise `max_temperatures`"
+        note += "; some are farther apart than asked, so that the bounds are loose"
     return _Annealed(log_w, lower, upper, note)
 
 
@@ -282,29 +310,6 @@ def _of_target(posterior: Posterior, fresh: WeightedDraws) -> tuple[Status, list
     return status, list(posterior.reasons) if status else []
 
 
-def _point(
-    log_w: Float[Tensor, "r n"], confidence: float, rounding: float, status: Status
-) -> Estimate:
-    """Log mean of all weights, smoothed, with its bar; infinite where they cannot be trusted."""
-    r, n = log_w.shape
-    smoothed, khat = smoothed_log_weights(log_w.flatten())
-    value = smoothed.logsumexp(dim=0) - math.log(r * n)
-    ratios = (smoothed - value).exp().view(r, n, 1)
-    plain = weighted_mean(ratios, torch.full_like(log_w, 1.0 / (r * n)), confidence)[0]
-    if not float(khat) <= khat_limit(r * n):
-        status |= Status.UNRELIABLE_WEIGHTS
-    error = math.inf if status else plain.error + rounding
-    error = torch.as_tensor(error, dtype=value.dtype, device=value.device)
-    return replace(
-        plain,
-        value=value,
-        error=error,
-        status=int(status),
-        method=f"importance sampling, k-hat {float(khat):.2f}",
-        num_evals=r * n,
-    )
-
-
 def _nothing(confidence: float) -> Estimate:
     """An upper end that says nothing."""
     value = torch.tensor(math.inf, dtype=torch.float64)
@@ -313,57 +318,19 @@ def _nothing(confidence: float) -> Estimate:
 
 def _rounding(call: _Call) -> float:
     """Of a log ratio, whose two terms may cancel."""
-    log_p = call.target.log_density(call.posterior.z[0, :_BLOCKS]).abs()
+    log_p = call.target.log_density(call.posterior.z[0, :NUM_BLOCKS]).abs()
     size = float(torch.where(log_p.isfinite(), log_p, 0.0).max())
     return _ROUNDING * torch.finfo(log_p.dtype).eps * (1 + size)
 
 
-def _explored(target: Target, posterior: Posterior) -> Target:
-    """The target in the coordinates of the guide.
-
-    Raises:
-        ValueError: If the posterior is one of another target.
-    """
-    if target.layout == posterior.layout:
-        for own in (target, posterior.target):
-            if own is not None and _same(own, target, posterior):
-                return own
-    raise ValueError(
-        "the posterior is one of another target: its log densities are not those of this one; "
-        "give the target that was fitted, or no posterior."
-    )
-
-
-def _same(own: Target, target: Target, posterior: Posterior) -> bool:
-    """Are the densities behind the posterior those of `own`, and `own` the target itself?"""
-    p = posterior
-    if own.dim != p.z.shape[-1]:
-        return False
-    z, x, log_ratios = p.z[0, :_BLOCKS], p.x[0, :_BLOCKS], p.log_ratios[0, :_BLOCKS]
-    with torch.no_grad():
-        log_q = p.guide.log_prob(p.params, z)
-    density = own.log_density(z)
-    if not _close(density, log_ratios + log_q):
-        return False
-    if own is target:
-        return True
-    there = target.unconstrain_rows(p.layout.unflatten(x))
-    mine = density - own.log_abs_det_jacobian(z)
-    return _close(mine, target.log_density(there) - target.log_abs_det_jacobian(there))
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    both = a.isfinite() & b.isfinite()
-    a, b = a[both], b[both]
-    return torch.allclose(a, b, rtol=_SAME, atol=_SAME)
-
-
 def _check(method: Any, posterior_draws: Values | None, num_draws: int, confidence: float) -> None:
-    if method is not None and not isinstance(method, (FromNUTS, Resampled)):
-        raise TypeError(f"`method` must be FromNUTS(), Resampled() or None, got {method!r}.")
+    if method is not None and not isinstance(method, (FromAnnealing, FromNUTS, Resampled)):
+        raise TypeError(
+            f"`method` must be FromAnnealing(), FromNUTS(), Resampled() or None, got {method!r}."
+        )
     if method is not None and posterior_draws is not None:
         raise ValueError("give either `method` or `posterior_draws`, not both.")
-    if num_draws < 2 * _BLOCKS:
-        raise ValueError(f"`num_draws` must be at least {2 * _BLOCKS}, got {num_draws}.")
+    if num_draws < 2 * NUM_BLOCKS:
+        raise ValueError(f"`num_draws` must be at least {2 * NUM_BLOCKS}, got {num_draws}.")
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"`confidence` must lie strictly between 0 and 1, got {confidence}.")

@@ -23,9 +23,14 @@ from torch import Tensor
 
 from probcalc.inference.moments import weighted_mean
 from probcalc.inference.posterior_draws import PosteriorDraws
+from probcalc.integration.tails import khat_limit, smoothed_log_weights
 from probcalc.result import Estimate
+from probcalc.status import Status
 
+_FINITE_VARIANCE, _HEAVIEST = 0.5, 0.7  # shapes of a tail: the variance ends; nothing is believed
+_FEW = 0.1  # share of effective draws
 _PILOT_SHARE = 0.25  # of the blocks: those choose between bounds, the others speak
+_PROMISED = 3.0  # standard errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,23 +89,27 @@ class Bound:
 
 
 def chosen(bounds: list[Bound], *, highest: bool) -> Bound:
-    """The tightest of several bounds, without the bias of having looked.
+    """The bound that promises the tightest end, without the bias of having looked.
 
-    Some blocks choose, and the others are what is reported.
+    Some blocks choose, by their mean and the bar that their spread promises to the others; the
+    others are what is reported.
     """
     if len(bounds) == 1:
         return bounds[0]
-    sign = 1.0 if highest else -1.0
-    scores = []
-    for bound in bounds:
-        pilots = _num_pilots(bound)
-        scores.append(float((sign * bound.of(slice(pilots)).mean).nan_to_num(-math.inf)))
+    scores = [_promise(bound, 1.0 if highest else -1.0) for bound in bounds]
     best = bounds[scores.index(max(scores))]
     return best.of(slice(_num_pilots(best), None))
 
 
+def _promise(bound: Bound, sign: float) -> float:
+    pilots = bound.of(slice(_num_pilots(bound)))
+    spread = torch.stack([pilots.of(slice(i, i + 1)).mean for i in range(len(pilots.terms))]).std()
+    bar = _PROMISED * spread / (len(bound.terms) - len(pilots.terms)) ** 0.5
+    return float((sign * pilots.mean - bar).nan_to_num(-math.inf))
+
+
 def _num_pilots(bound: Bound) -> int:
-    return max(1, int(_PILOT_SHARE * len(bound.terms)))
+    return max(2, int(_PILOT_SHARE * len(bound.terms)))
 
 
 def mean_log_ratio(log_ratios: Float[Tensor, "r n"]) -> Bound:
@@ -141,7 +150,7 @@ def one_among_many(draws: PosteriorDraws, others: Float[Tensor, "r n"]) -> Bound
         terms,
         draws.weights,
         draws.num_independent,
-        draws.num_evals + others.numel(),
+        others.numel(),
     )
 
 
@@ -152,4 +161,37 @@ def log_mean_inverse(
     r, n = log_w.shape
     terms = math.log(n) - (-log_w).logsumexp(dim=1, keepdim=True)
     independent = draws.num_independent
-    return Bound(name, terms, num_independent=independent, num_evals=num_evals + draws.num_evals)
+    return Bound(name, terms, num_independent=independent, num_evals=num_evals)
+
+
+def point_estimate(
+    log_w: Float[Tensor, "r n"], confidence: float, rounding: float, status: Status
+) -> Estimate:
+    """Log mean of all weights, smoothed, with its bar; infinite where they cannot be trusted.
+
+    Args:
+        log_w: Log weights whose exp has mean Z, in independent blocks.
+        confidence: Of the bar.
+        rounding: Of a log weight.
+        status: Flags that stand already.
+    """
+    r, n = log_w.shape
+    smoothed, khat = smoothed_log_weights(log_w.flatten())
+    value, k = smoothed.logsumexp(dim=0) - math.log(r * n), float(khat)
+    ratios = (smoothed - value).exp().view(r, n, 1)
+    plain = weighted_mean(ratios, torch.full_like(log_w, 1.0 / (r * n)), confidence)[0]
+    share = float(ratios.sum().square() / ratios.square().sum()) / (r * n)
+    if not k <= khat_limit(r * n) or (k > _FINITE_VARIANCE and share < _FEW):
+        status |= Status.UNRELIABLE_WEIGHTS
+    heavy = min(max(k, 0.0), _HEAVIEST)
+    # a tail of shape k leaves about k/(1 − k) of its largest term unseen
+    unseen = float(ratios.max()) / (r * n) * heavy / (1 - heavy)
+    error = plain.error + unseen + rounding
+    return replace(
+        plain,
+        value=value,
+        error=torch.full_like(error, math.inf) if status else error,
+        status=int(status),
+        method=f"importance sampling, k-hat {k:.2f}",
+        num_evals=r * n,
+    )

@@ -12,11 +12,12 @@ from torch import Tensor
 from probcalc._check import require_finite, unknown_name
 from probcalc.inference.nuts import FromNUTS
 from probcalc.inference.parameters import Values
+from probcalc.inference.particles import Ensemble
 from probcalc.inference.posterior import Posterior
 from probcalc.inference.target import Target
 from probcalc.status import Status
 
-_BLOCKS = 16  # behind the error bar, of draws that come in one row
+NUM_BLOCKS = 16  # behind the error bar, of draws that come in one row
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,27 @@ def from_nuts(
     )
 
 
+def from_ensemble(target: Target, posterior: Posterior, ensemble: Ensemble) -> PosteriorDraws:
+    """Draws by many short chains; flagged where their blocks disagree.
+
+    Args:
+        target: What was sampled.
+        posterior: Whose guide is weighed.
+        ensemble: The draws.
+    """
+    fault, r = ensemble.fault, len(ensemble.z)
+    return _equal(
+        target,
+        posterior,
+        ensemble.z.flatten(0, 2),
+        f"{r * ensemble.z.shape[2]:,} Hamiltonian chains",
+        num_independent=r,
+        num_evals=ensemble.num_evals,
+        status=Status.NOT_CONVERGED if fault else Status.OK,
+        reasons=(fault,) * bool(fault),
+    )
+
+
 def from_caller(target: Target, posterior: Posterior, values: Values) -> PosteriorDraws:
     """Draws that the caller has, as constrained values with the draws along the first axis.
 
@@ -124,10 +146,10 @@ def _checked(target: Target, values: Values) -> Values:
                 f"{tuple(t.shape)}."
             )
     counts = {name: len(t) for name, t in tensors.items()}
-    if len(set(counts.values())) != 1 or min(counts.values()) < _BLOCKS:
+    if len(set(counts.values())) != 1 or min(counts.values()) < NUM_BLOCKS:
         raise ValueError(
             "`posterior_draws` must have one number of draws for every site, at least "
-            f"{_BLOCKS}, got {counts or 'no site'}."
+            f"{NUM_BLOCKS}, got {counts or 'no site'}."
         )
     target.unconstrain({name: t[0] for name, t in tensors.items()})  # says what is missing
     return tensors
@@ -137,13 +159,13 @@ def _equal(
     target: Target, posterior: Posterior, z: Float[Tensor, "s d"], source: str, **known: Any
 ) -> PosteriorDraws:
     """Equal weights; blocks of neighbours, the last draws left out where they fill none."""
-    m = len(z) // _BLOCKS
-    z = z[: m * _BLOCKS]
+    m = len(z) // NUM_BLOCKS
+    z = z[: m * NUM_BLOCKS]
     with torch.no_grad():
         log_q = posterior.guide.log_prob(posterior.params, z)
-    log_ratios = (target.log_density(z) - log_q).reshape(_BLOCKS, m)
+    log_ratios = (target.log_density(z) - log_q).reshape(NUM_BLOCKS, m)
     known["num_evals"] = known.get("num_evals", 0) + len(z)
     weights = torch.full_like(log_ratios, 1.0 / len(z))
     return PosteriorDraws(
-        z.reshape(_BLOCKS, m, -1), log_ratios, weights, source, are_exact=True, **known
+        z.reshape(NUM_BLOCKS, m, -1), log_ratios, weights, source, are_exact=True, **known
     )
