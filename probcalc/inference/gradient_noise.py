@@ -121,7 +121,7 @@ def _gradients(
     n: int,
     repeats: int,
     generator: torch.Generator,
-) -> dict[str, Float[Tensor, r * shape]]:
+) -> dict[str, Float[Tensor, " r *shape"]]:
     """Independent gradients along the first axis."""
     size = sum(t.numel() for t in params.values())
     most = max(1, _CHUNK // size)

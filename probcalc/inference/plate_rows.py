@@ -1,8 +1,9 @@
 """Plates that subsample, made to take all rows, or those with given numbers.
 
 `pyro.plate("rows", N, subsample_size=B)` draws its rows at random, which makes the density of a
-model random. Here the rows come from outside, so that model and guide see the same ones. What stands
-in the plate counts N/B times, sums over discrete sites as a whole, whose terms Pyro would scale.
+model random. Here the rows come from outside, so that model and guide see the same ones. What
+stands in the plate counts N/B times, sums over discrete sites as a whole, whose terms Pyro would
+scale.
 """
 
 from __future__ import annotations
