@@ -111,7 +111,8 @@ class DataSets:
 
         stream = torch.Generator().manual_seed(0)
         z = torch.rand(_NUM_CHECKS, self.dim, generator=stream, dtype=self.dtype)
-        points = torch.cat([z.to(self._flat), self._flat[:_NUM_CHECKS]], dim=1)
+        some = self._flat[torch.arange(_NUM_CHECKS, device=self._flat.device) % self.num]
+        points = torch.cat([z.to(self._flat), some], dim=1)
         with model_scope(self.dtype):
             try:
                 graph = trace(density, points[0])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from probcalc import __version__
 from probcalc._random import child, draw_seed
-from probcalc.inference.pointwise import rows_at
+from probcalc.inference.pointwise import num_rows, rows_at
 from probcalc.inference.posterior import Posterior
 from probcalc.inference.predictive import Prediction, named, resampled_rows
 from probcalc.inference.target import Target
@@ -89,7 +89,7 @@ def _groups(posterior: Posterior, index: Tensor) -> dict[str, dict[str, Any]]:
     if target is not None and target.model.simulator is not None:
         data = named(target.model.simulator.data)
         groups["observed_data"] = data
-        rows = len(rows_at(target, z[0, :1])[0])
+        rows = num_rows(target)
         if rows and z[..., 0].numel() * rows <= _MOST:
             groups["log_likelihood"] = _log_likelihood(target, z, data)
     return {g: {name: _array(t) for name, t in group.items()} for g, group in groups.items()}
@@ -145,7 +145,9 @@ def _maker() -> Any:
         import arviz_base
     except ImportError as error:
         raise ImportError("exporting to ArviZ needs it: `pip install probcalc[arviz]`.") from error
-    return lambda groups, attrs: arviz_base.from_dict(groups, attrs={"/": attrs})
+    return lambda groups, attrs: arviz_base.from_dict(
+        groups, attrs={"/": attrs}, check_conventions=False
+    )
 
 
 def _array(tensor: Tensor) -> Any:

@@ -23,8 +23,9 @@ from torch import Tensor
 from probcalc._random import child
 from probcalc._table import text_table
 from probcalc.inference.importance import weighted_draws
-from probcalc.inference.pointwise import own_target, rows_at
+from probcalc.inference.pointwise import num_rows, rows_at
 from probcalc.inference.posterior import Posterior
+from probcalc.inference.same_target import in_coordinates_of
 from probcalc.inference.target import Target
 from probcalc.integration.tails import khat_limit, smoothed_log_weights
 from probcalc.result import Estimate, format_with_error, half_width
@@ -98,7 +99,7 @@ def loo(target: Target, posterior: Posterior, *, max_draws: int | None = None) -
     Raises:
         ValueError: If the target does not know its rows.
     """
-    target = own_target(target, posterior)
+    target = in_coordinates_of(target, posterior)
     z, log_ratios = _thinned(target, posterior, max_draws)
     left_out = _left_out(target, z, log_ratios)
     s = log_ratios.numel()
@@ -137,7 +138,7 @@ def waic(target: Target, posterior: Posterior, *, max_draws: int | None = None) 
     Raises:
         ValueError: If the target does not know its rows.
     """
-    target = own_target(target, posterior)
+    target = in_coordinates_of(target, posterior)
     z, log_ratios = _thinned(target, posterior, max_draws)
     r, n = log_ratios.shape
     log_p = rows_at(target, z.flatten(0, 1))
@@ -305,8 +306,7 @@ def _thinned(
 ) -> tuple[Float[Tensor, "r n d"], Float[Tensor, "r n"]]:
     """Some of each replicate's draws, as many as memory allows."""
     r, n, _ = posterior.z.shape
-    num_rows = len(rows_at(target, posterior.z[0, :1])[0])
-    most = min(max_draws or r * n, max(_MOST // num_rows, 64 * r))
+    most = min(max_draws or r * n, max(_MOST // num_rows(target), 64 * r))
     if r * n <= most:
         return posterior.z, posterior.log_ratios
     stream = child(posterior.seed, _THINNING)

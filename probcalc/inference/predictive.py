@@ -173,7 +173,7 @@ class Prediction:
     def _check(self, site: str, name: str, statistic: Statistic) -> list[PredictiveCheck]:
         y, y_rep = _at_least_rows(self.observed[site]), self.draws[site]
         y_rep = y_rep[:, None] if y_rep.ndim == 1 else y_rep
-        observed = torch.as_tensor(statistic(y.double())).double().flatten()
+        observed = torch.as_tensor(statistic(y.double()), dtype=torch.float64).flatten()
         replicated = _over(statistic, y_rep.double()).reshape(len(y_rep), -1)
         if replicated.shape[1] != len(observed):
             raise ValueError(f"statistic {name!r} must return the same shape for every data set.")
@@ -317,9 +317,9 @@ def named(data: Any) -> dict[str, Tensor]:
 def _over(statistic: Statistic, draws: Tensor) -> Tensor:
     """The statistic of every draw, together where `vmap` allows it."""
     try:
-        return torch.func.vmap(lambda y: torch.as_tensor(statistic(y)).double())(draws)
+        return torch.func.vmap(lambda y: torch.as_tensor(statistic(y), dtype=torch.float64))(draws)
     except Exception:  # noqa: BLE001 # whatever has no batching rule; mistakes recur below
-        return torch.stack([torch.as_tensor(statistic(y)).double() for y in draws])
+        return torch.stack([torch.as_tensor(statistic(y), dtype=torch.float64) for y in draws])
 
 
 def _at_least_rows(y: Tensor) -> Tensor:

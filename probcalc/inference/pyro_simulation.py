@@ -191,7 +191,8 @@ class _Draw(Messenger):
     def _checked(self, msg: dict[str, Any]) -> Tensor:
         value, fn = self.values[msg["name"]], msg["fn"]
         wanted = torch.Size(fn.batch_shape + fn.event_shape)
-        if torch.broadcast_shapes(wanted, value.shape) != value.shape:
+        pairs = zip(reversed(wanted), reversed(value.shape), strict=False)
+        if len(wanted) > value.ndim or any(w not in (1, v) for w, v in pairs):
             raise ValueError(
                 f"with these `new_data` site {msg['name']!r} has shape {tuple(wanted)}, but its "
                 f"posterior draws have {tuple(value.shape)}; new groups need draws of their own."

@@ -7,7 +7,7 @@ attribute) may have changed since. Large arguments are not remembered, since the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,13 +22,13 @@ _MAX_ELEMENTS = 2**20  # of the arguments' tensors
 _MAX_TRACES = 8  # of one function
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device)
 
-_traces: WeakKeyDictionary[Callable[..., Any], list[tuple[Any, list[Any], BatchedDensity]]] = (
+_traces: WeakKeyDictionary[Any, list[tuple[Any, list[Any], BatchedDensity]]] = (
     WeakKeyDictionary()
 )
 
 
 def recall(
-    fn: Callable[..., Any], args: Any, density: Density, points: Float[Tensor, "n d"]
+    fn: Any, args: Any, density: Density, points: Float[Tensor, "n d"]
 ) -> BatchedDensity | None:
     """The trace of `fn` with these arguments, checked against the density at the points."""
     leaves, spec = pytree.tree_flatten(args)
@@ -38,7 +38,7 @@ def recall(
     return None
 
 
-def remember(fn: Callable[..., Any], args: Any, rows: BatchedDensity) -> None:
+def remember(fn: Any, args: Any, rows: BatchedDensity) -> None:
     """Keep a trace as long as the function lives, the newest few for each."""
     leaves, spec = pytree.tree_flatten(args)
     tensors = [x for x in leaves if torch.is_tensor(x)]

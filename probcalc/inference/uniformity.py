@@ -1,7 +1,7 @@
 r"""Ranks of true parameters in their fits: are they uniform, and if not, what is wrong?
 
 With p the probability that a fit gives to values below the true one and u = Φ⁻¹(p), the mean of u
-tests the location, the mean of u² the width, χ² over bins the whole. The asymmetry test compares
+tests the location, its variance the width, χ² over bins the whole. The asymmetry test compares
 p with 1 − p: it is blind to the width, and sees bias alone.
 
 Yao, Vehtari, Simpson & Gelman (2018), Yes, but did it work?: Evaluating variational inference,
@@ -36,11 +36,11 @@ class Calibration:
         names: Of the parameters' entries.
         pit: Probability that each fit gave to values below the true one; NaN rows were left out.
         location_p: p-values of the mean of the normal scores.
-        width_p: p-values of their mean square.
+        width_p: p-values of their variance.
         uniform_p: p-values of χ² over 20 bins.
         symmetry_p: p-values of the asymmetry test.
         shift: Mean of the normal scores: minus the bias, in posterior standard deviations.
-        width: Fitted over true width, roughly: 1 / rms of the normal scores.
+        width: Fitted over true width, roughly: 1 / sd of the normal scores.
         level: Probability of any false verdict at all, over all parameters and tests.
         num_left_out: Fits that failed or were flagged.
         method: What was calibrated.
@@ -122,7 +122,7 @@ def judged(
         )
     n = len(pit)
     u = torch.special.ndtri(pit.double()).cpu()
-    shift, square = u.mean(dim=0), u.square().mean(dim=0)
+    shift, variance = u.mean(dim=0), u.var(dim=0)
     counts = torch.stack(
         [torch.histc(column, _NUM_BINS, 0.0, 1.0) for column in pit.double().cpu().mT]
     )
@@ -132,11 +132,11 @@ def judged(
         names,
         pit,
         _tensor(2 * stats.norm.sf((shift.abs() * n**0.5).numpy())),
-        _two_sided(stats.chi2(n), (square * n).numpy()),
+        _two_sided(stats.chi2(n - 1), (variance * (n - 1)).numpy()),
         _tensor(stats.chi2.sf(chi2.numpy(), _NUM_BINS - 1)),
         torch.stack([_symmetry_p(column) for column in pit.double().cpu().mT]),
         shift,
-        square.rsqrt(),
+        variance.rsqrt(),
         level,
         num_left_out,
         method,
