@@ -73,7 +73,7 @@ def log_evidence(
     target: Target,
     posterior: Posterior | None = None,
     *,
-    method: FromAnnealing | FromNUTS | Resampled | None = None,
+    method: Any = None,
     annealing: AnnealedImportance | None = None,
     num_draws: int = 2**13,
     posterior_draws: Values | None = None,
@@ -88,12 +88,15 @@ def log_evidence(
         target: What is integrated.
         posterior: From `fit` of the same target; None: fit first.
         method: Where posterior draws for the upper end come from: `FromAnnealing()`, many short
-            chains from annealed particles; `FromNUTS()`, few long ones from random starts, some
-            hundred times slower; or `Resampled()` from the weighted draws of the guide, which
-            gives an estimate of a bound and no bound. None: resampled where the posterior's
+            chains from annealed particles; `FromNUTS()`, few long ones from random starts, much
+            slower; or `Resampled()` from the weighted draws of the guide, which
+            gives an estimate of a bound and no bound. The upper end is as good as these draws:
+            chains that have not come into a narrow or far part of the posterior put it too low,
+            which their checks see often and not always. None: resampled where the posterior's
             weights can be trusted, else annealed.
         annealing: Settings of annealed importance sampling, which is then run; None: run where
-            the guide's weights cannot be trusted or leave more than a tenth of a nat open.
+            the guide's weights cannot be trusted or leave more than a tenth of a nat open, and
+            with `FromAnnealing`.
         num_draws: Draws of the guide behind the bounds without annealing.
         posterior_draws: Draws of the posterior that the caller has, as constrained values with
             the draws along the first axis, in the order of their chains; instead of `method`.
@@ -120,7 +123,8 @@ def log_evidence(
     target = in_coordinates_of(target, posterior)
     settings = annealing or AnnealedImportance()
     call = _Call(target, posterior, seed, confidence, num_draws, settings)
-    is_annealed = annealing is not None or _is_loose(posterior)
+    has_path = annealing is not None or isinstance(method, FromAnnealing)
+    is_annealed = has_path or _is_loose(posterior)
     bracket = _bracket(call, method, is_annealed, posterior_draws)
     if not bracket.ok:
         why, advice = "; ".join(bracket.reasons), bracket.status.advice

@@ -5,9 +5,12 @@ the target as it is. Chains of a block are one super-chain, and
 
     R̂ = sqrt(1 + between/within)
 
-compares the blocks' means with the spread inside them. Margossian, Hoffman, Sountsov, Riou-Durand,
-Vehtari & Gelman (2024), Nested R-hat: assessing the convergence of Markov chain Monte Carlo when
-running many short chains.
+compares the blocks' means with the spread inside them. What no block has seen shows in Stein's
+identity E[1 + (z − E z) ∂ log p/∂z] = 0, which draws of p fulfil.
+
+Margossian, Hoffman, Sountsov, Riou-Durand, Vehtari & Gelman (2024), Nested R-hat: assessing the
+convergence of Markov chain Monte Carlo when running many short chains; Gorham & Mackey (2015),
+Measuring sample quality with Stein's method.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from scipy.special import stdtrit
 from torch import Tensor
 
 from probcalc.inference.annealed import (
@@ -28,6 +32,7 @@ from probcalc.inference.annealed import (
 )
 
 _SNAPSHOTS = 4  # of every chain, apart in its second half
+_FALSE_ALARM = 0.01  # of the check by Stein's identity
 _POOR = 0.3  # share of moves accepted, of all after the warm-up, below which nothing is believed
 
 
@@ -42,7 +47,7 @@ class FromAnnealing:
     """
 
     num_moves: int = 50
-    num_leapfrog: int = 8
+    num_leapfrog: int = 16
     max_rhat: float = 1.03
 
     def __post_init__(self) -> None:
@@ -80,7 +85,7 @@ class FromAnnealing:
         now = now.chosen(_within_blocks(log_w, generator))
         there = Bridge.between(bridge.target, bridge.guide, bridge.params, now.z)
         step = schedule.steps[-1] if schedule.steps else bridge.target.dim**-0.25
-        log_step, rates, kept = math.log(step), [], []
+        log_step, rates, kept, grads = math.log(step), [], [], []
         half = self.num_moves // 2
         for i in range(self.num_moves):
             step = math.exp(log_step)
@@ -91,9 +96,11 @@ class FromAnnealing:
                 rates.append(float(rate.mean()))
                 if (i + 1 - half) * _SNAPSHOTS // half > len(kept):
                     kept.append(now.z.unflatten(0, log_w.shape))
+                    grads.append(now.grad_p.unflatten(0, log_w.shape))
         steps = self.num_moves * self.num_leapfrog + schedule.gradients(annealing)
         acceptance = sum(rates) / len(rates)
-        return Ensemble(torch.stack(kept, dim=1), acceptance, self.max_rhat, steps * log_w.numel())
+        z, grad = torch.stack(kept, dim=1), torch.stack(grads, dim=1)
+        return Ensemble(z, acceptance, self.max_rhat, steps * log_w.numel(), grad)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,12 +112,23 @@ class Ensemble:
         acceptance: Share of moves accepted.
         max_rhat: Limit of nested R̂.
         num_evals: Gradients, of the annealing too.
+        grad: Of the log density at the draws.
     """
 
     z: Float[Tensor, "r s n d"]
     acceptance: float
     max_rhat: float
     num_evals: int
+    grad: Float[Tensor, "r s n d"] | None = None
+
+    @property
+    def stein(self) -> float:
+        """Student's t of Stein's identity over blocks, the largest of all coordinates."""
+        if self.grad is None:
+            return 0.0
+        centred = self.z - self.z.mean(dim=(0, 1, 2))
+        blocks = (1 + centred * self.grad).mean(dim=(1, 2))
+        return float((blocks.mean(dim=0) / blocks.std(dim=0)).abs().max()) * len(blocks) ** 0.5
 
     @property
     def rhat(self) -> float:
@@ -125,6 +143,9 @@ class Ensemble:
         rhat = self.rhat
         if not rhat <= self.max_rhat:
             return f"the chains disagree: nested R-hat {rhat:.2f} is above {self.max_rhat:.2f}"
+        r, d = len(self.z), self.z.shape[-1]
+        if self.stein > float(stdtrit(r - 1, 1 - _FALSE_ALARM / (2 * d))):
+            return "the chains have not seen all of the posterior: Stein's identity fails"
         if self.acceptance < _POOR:
             return f"only {self.acceptance:.0%} of the moves were accepted: the chains stand still"
         return ""

@@ -54,6 +54,13 @@ def test_chains_that_stand_still_are_seen():
     assert "only 5% of the moves were accepted" in Ensemble(still, 0.05, 1.03, 0).fault
 
 
+def test_draws_of_something_narrower_break_the_identity_of_stein():
+    """N(0, 1) needs E z² = 1: draws of sd 0.8 are no draws of it, though all blocks agree."""
+    z = torch.randn(16, 4, 32, 2, generator=generator(1), dtype=F64)
+    assert Ensemble(z, 0.8, 1.03, 0, -z).fault == ""
+    assert "Stein's identity fails" in Ensemble(0.8 * z, 0.8, 1.03, 0, -0.8 * z).fault
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="`num_moves` must be at least 8 and"):
         FromAnnealing(num_moves=2)

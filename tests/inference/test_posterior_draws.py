@@ -15,11 +15,8 @@ from probcalc.status import Status
 
 @pytest.fixture(scope="module")
 def target() -> Target:
-    return Target.from_function(
-        lambda v: -20.0 * v["rate"] + 19.0 * v["rate"].log(),
-        {"rate": ()},
-        {"rate": constraints.positive},
-    )
+    log_normal = lambda v: -0.5 * v["rate"].log().square() - v["rate"].log()
+    return Target.from_function(log_normal, {"rate": ()}, {"rate": constraints.positive})
 
 
 @pytest.fixture(scope="module")
