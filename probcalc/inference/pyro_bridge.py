@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -36,6 +34,7 @@ from probcalc.inference.centring import (
 from probcalc.inference.flat_model import FlatModel
 from probcalc.inference.parameters import Values, require_inside
 from probcalc.inference.plate_rows import Plates, refuse_outer_plates
+from probcalc.inference.pyro_run import Run
 from probcalc.inference.pyro_simulation import PyroSimulator, observed_sites
 from probcalc.inference.scope import model_scope
 
@@ -75,15 +74,11 @@ def from_pyro(
     free = Layout({name: _free_shape(site) for name, site in latent.items()})
     nesting = _plate_nesting(prototype)
 
-    def summing(model: Callable[..., Any]) -> Callable[..., Any]:
-        if not discrete:
-            return model
-        return poutine.enum(config_enumerate(model), first_available_dim=-1 - nesting)
-
+    summing = partial(_summing, nesting=nesting) if discrete else lambda m: m  # noqa: E731
     layout = _layout(prototype, latent, discrete)
     log_density = partial(_contracted, nesting=nesting) if discrete else _summed
 
-    run = _Run(summing, args, kwargs, dtype)
+    run = Run(summing, args, kwargs, dtype)
 
     def density(z: Tensor) -> tuple[Tensor, Tensor]:
         sites = _Unconstrain(free.unflatten(z), centring)
@@ -92,25 +87,11 @@ def from_pyro(
         flat = layout.flatten(values).to(z.dtype)
         return log_p.to(z.dtype) + sites.log_det, torch.cat([flat, sites.log_det[None]])
 
-    def rows_density(z: Tensor, rows: Tensor) -> Tensor:
-        parts = plates.split(free.unflatten(z), rows, plates.local(latent))
-        sites = [(_Unconstrain(part, centring), f) for part, f in parts if part]
-        only = plates.with_rows(given, rows)
-        read = partial(plates.parted, log_density=log_density, rows=rows)
-        _, log_p = run(only, *(messenger for messenger, _ in sites), read=read)
-        return sum(log_p).to(z.dtype) + sum(f * messenger.log_det for messenger, f in sites)
-
-    def terms(z: Tensor) -> dict[str, Tensor]:
-        sites = _Unconstrain(free.unflatten(z), centring)
-        trace, _ = run(model, sites, read=poutine.Trace.compute_log_prob)
-        found = [(n, s) for n, s in trace.nodes.items() if s["type"] == "sample"]
-        return {n: s["log_prob"].sum() for n, s in found if not site_is_subsample(s)}
-
-    def unconstrain(values: Values, check: bool) -> Tensor:
-        reader = _Constrain(values, latent, check, centring)
-        run(model, reader)
-        return free.flatten(reader.free)
-
+    rows_density = partial(
+        _rows_density, run, plates, given, free, plates.local(latent), centring, log_density
+    )
+    terms = partial(_terms, run, model, free, centring)
+    unconstrain = partial(_unconstrained, run, model, free, latent, centring)
     if complaint:
         _refuse_nowhere_finite(
             terms(torch.zeros(free.size, dtype=dtype, device=device)), complaint
@@ -143,27 +124,57 @@ def from_pyro(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """Runs of a model with its arguments; `summing` prepares it for sites that are summed out."""
+def _summing(model: Callable[..., Any], nesting: int) -> Callable[..., Any]:
+    return poutine.enum(config_enumerate(model), first_available_dim=-1 - nesting)
 
-    summing: Callable[[Callable[..., Any]], Callable[..., Any]]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    dtype: torch.dtype
 
-    def __call__(
-        self,
-        model: Callable[..., Any],
-        *messengers: Messenger,
-        read: Callable[[poutine.Trace], Any] | None = None,
-    ) -> tuple[poutine.Trace, Any]:
-        """The trace of one run, and what was read of it while the settings held."""
-        with model_scope(self.dtype), ExitStack() as stack:
-            for messenger in messengers:
-                stack.enter_context(messenger)
-            trace = poutine.trace(self.summing(model)).get_trace(*self.args, **self.kwargs)
-            return trace, None if read is None else read(trace)
+def _rows_density(
+    run: Run,
+    plates: Plates,
+    model: Callable[..., Any],
+    free: Layout,
+    local: dict[str, int],
+    centring: Centring | None,
+    log_density: Callable[[poutine.Trace], Tensor],
+    z: Tensor,
+    rows: Tensor,
+) -> Tensor:
+    """Log density by the rows with these numbers, scaled up."""
+    parts = plates.split(free.unflatten(z), rows, local)
+    sites = [(_Unconstrain(part, centring), f) for part, f in parts if part]
+    read = partial(plates.parted, log_density=log_density, rows=rows)
+    only = plates.with_rows(model, rows)
+    _, log_p = run(only, *(messenger for messenger, _ in sites), read=read)
+    return sum(log_p).to(z.dtype) + sum(f * messenger.log_det for messenger, f in sites)
+
+
+def _terms(
+    run: Run,
+    model: Callable[..., Any],
+    free: Layout,
+    centring: Centring | None,
+    z: Tensor,
+) -> dict[str, Tensor]:
+    """Log density by site."""
+    sites = _Unconstrain(free.unflatten(z), centring)
+    trace, _ = run(model, sites, read=poutine.Trace.compute_log_prob)
+    found = [(n, s) for n, s in trace.nodes.items() if s["type"] == "sample"]
+    return {n: s["log_prob"].sum() for n, s in found if not site_is_subsample(s)}
+
+
+def _unconstrained(
+    run: Run,
+    model: Callable[..., Any],
+    free: Layout,
+    latent: dict[str, Any],
+    centring: Centring | None,
+    values: Values,
+    check: bool,
+) -> Tensor:
+    """Unconstrained vector of constrained values."""
+    reader = _Constrain(values, latent, check, centring)
+    run(model, reader)
+    return free.flatten(reader.free)
 
 
 def _read(

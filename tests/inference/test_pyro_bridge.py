@@ -229,9 +229,15 @@ def learnable(y: Tensor) -> None:
     pyro.sample("m", dist.Normal(0.0, scale))
 
 
-def subsampled(y: Tensor) -> None:
+def own_batch(y: Tensor) -> None:
     m = pyro.sample("m", dist.Normal(0.0, 1.0))
-    with pyro.plate("rows", 4, subsample_size=2) as i:
+    with pyro.plate("rows", 4, subsample_size=2):
+        pyro.sample("y", dist.Normal(m, 1.0), obs=y[:2])
+
+
+def own_rows(y: Tensor) -> None:
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 4, subsample=torch.randperm(4)[:2]) as i:
         pyro.sample("y", dist.Normal(m, 1.0), obs=y[i])
 
 
@@ -249,7 +255,8 @@ REFUSED = {
     "all sites observed": (no_latent, r"no continuous latent sites .*'y'.*all sites observed"),
     "no site at all": (empty, r"no continuous latent sites \(its sample sites: none\)"),
     "learnable parameter": (learnable, r"site 'scale' is a learnable `pyro.param`; give it a pri"),
-    "mini-batches": (subsampled, r"plate 'rows' draws its own mini-batch \(2 of 4 rows\)"),
+    "a batch": (own_batch, r"plate 'rows' draws its own mini-batch \(2 of 4 rows\).*`obs=y\[i\]`"),
+    "rows": (own_rows, r"plate 'rows' draws its own mini-batch \(2 of 4 rows\)"),
     "infinitely many values": (countable, r"site 'n' \(Poisson\) is discrete .* truncate it"),
 }
 
