@@ -80,10 +80,10 @@ def _groups(posterior: Posterior, index: Tensor) -> dict[str, dict[str, Any]]:
         torch.stack([t[k, index[k]] for k in range(len(index))])
         for t in (posterior.z, posterior.x, posterior.log_ratios)
     )
-    log_q = posterior.guide.log_prob(posterior.params, z.flatten(0, 1)).view(z.shape[:2])
+    log_p, log_q = _log_densities(posterior, z, log_ratios)
     groups = {
         "posterior": posterior.layout.unflatten(x),
-        "sample_stats": {"log_p": log_ratios + log_q, "log_q": log_q, "lp": log_ratios + log_q},
+        "sample_stats": {"log_p": log_p, "log_q": log_q, "lp": log_p},
     }
     target = posterior.target
     if target is not None and target.model.simulator is not None:
@@ -93,6 +93,18 @@ def _groups(posterior: Posterior, index: Tensor) -> dict[str, dict[str, Any]]:
         if rows and z[..., 0].numel() * rows <= _MOST:
             groups["log_likelihood"] = _log_likelihood(target, z, data)
     return {g: {name: _array(t) for name, t in group.items()} for g, group in groups.items()}
+
+
+def _log_densities(
+    posterior: Posterior, z: Float[Tensor, "r n d"], log_ratios: Float[Tensor, "r n"]
+) -> tuple[Float[Tensor, "r n"], Float[Tensor, "r n"]]:
+    """Of the target and of what the draws came from: their difference is the log ratio."""
+    flat = posterior.guide.log_prob(posterior.params, z.flatten(0, 1)).view(z.shape[:2])
+    if posterior.target is None:
+        return log_ratios + flat, flat
+    # draws that were moved on after the guide made them do not have the guide's density
+    log_p = posterior.target.log_density(z)
+    return log_p, torch.where(log_ratios.isfinite(), log_p - log_ratios, flat)
 
 
 def _log_likelihood(

@@ -85,7 +85,8 @@ class PredictiveScore:
 def loo(target: Target, posterior: Posterior, *, max_draws: int | None = None) -> PredictiveScore:
     """Leave-one-out by importance sampling from a posterior's weighted draws.
 
-    Where a row asks for more draws than the posterior has, eight times as many are made.
+    Where a row asks for more draws than the posterior has, eight times as many are made of its
+    guide.
 
     Args:
         target: With rows of data.
@@ -104,7 +105,7 @@ def loo(target: Target, posterior: Posterior, *, max_draws: int | None = None) -
     left_out = _left_out(target, z, log_ratios)
     s = log_ratios.numel()
     room = (max_draws or _MOST) >= _MORE * s and _MORE * s * len(left_out.rows) <= _MOST
-    if bool(left_out.bad.any()) and room:
+    if bool(left_out.bad.any()) and room and not posterior.is_carried:
         draws = weighted_draws(
             target,
             posterior.guide,

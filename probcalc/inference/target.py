@@ -281,7 +281,12 @@ class Target:
 
     def unconstrain_rows(self, values: Values) -> Float[Tensor, "n d"]:
         """Unconstrained vectors of many sets of values, along the first axis; unchecked."""
-        return vmap(lambda v: self.model.unconstrain(v, False))(self._own(values))
+        own, one = self._own(values), lambda v: self.model.unconstrain(v, False)
+        try:
+            return vmap(one)(own)
+        except RuntimeError:  # sites that Pyro sums out: it reads what vmap hides
+            num = len(next(iter(own.values())))
+            return torch.stack([one({n: v[i] for n, v in own.items()}) for i in range(num)])
 
     def starts(self, num: int, generator: torch.Generator | None = None) -> Float[Tensor, "n d"]:
         """Random vectors at which the density and its gradient are finite.
