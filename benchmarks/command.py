@@ -35,11 +35,12 @@ def main(argv: Sequence[str]) -> int:
         return 2
     torch.set_num_threads(1)
     for name in names:
-        _run(name, options.rounds, options.device, options.out)
+        _run(name, options)
     return 0
 
 
-def _run(name: str, rounds: int, device: str, out: Path) -> None:
+def _run(name: str, options: argparse.Namespace) -> None:
+    rounds, device, out = options.rounds, options.device, options.out
     benchmark = import_module(f"benchmarks.{name}")
     if hasattr(benchmark, "run"):  # counts outcomes, times nothing
         for path in benchmark.run(out):
@@ -47,11 +48,14 @@ def _run(name: str, rounds: int, device: str, out: Path) -> None:
         return
     where = machine(device)  # before the work, so that the load is other people's
     synchronise = torch.cuda.synchronize if device == "cuda" else _nothing
+    is_quick = options.quick and hasattr(benchmark, "quick_cases")
     measured = {
         case.name: measure(case, rounds=rounds, synchronise=synchronise, say=_say)
-        for case in benchmark.cases(device)
+        for case in (benchmark.quick_cases if is_quick else benchmark.cases)(device)
     }
-    report = Report(name, BENCHMARKS[name], benchmark.NOTES, where, rounds, measured)
+    found = benchmark.summary(measured) if hasattr(benchmark, "summary") else ()
+    notes = (*found, *benchmark.NOTES)
+    report = Report(name, BENCHMARKS[name], notes, where, rounds, measured)
     print(as_markdown(report))
     stem = name if device == "cpu" else f"{name}_{device}"
     for path in write(report, out, stem):
@@ -63,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("name", help="a benchmark, `all`, or `list`")
     parser.add_argument("--rounds", type=_count, default=7, help="rounds of A B A B, default 7")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="a few small cases, where it has any")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the tables")
     return parser
 

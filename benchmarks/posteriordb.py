@@ -21,9 +21,14 @@ SEEDS = 3
 _BESIDE = Path(__file__).resolve().parents[2] / "shared" / "posteriordb"
 
 
+def folder() -> Path:
+    """Where posteriordb is to be, whether it is there or not."""
+    return Path(os.environ.get("POSTERIORDB", _BESIDE))
+
+
 def run(out: Path, seeds: int = SEEDS, only: str = "") -> list[Path]:
     """Measure, print and write; writes nothing where there is no folder."""
-    database = Path(os.environ.get("POSTERIORDB", _BESIDE))
+    database = folder()
     if not database.is_dir():
         print("posteriordb: skipped; set POSTERIORDB to a folder of posteriordb.")
         return []

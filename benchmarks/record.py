@@ -23,7 +23,18 @@ PINNED = {
     "NPROC": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
-_PACKAGES = ("probcalc", "torch", "pyro-ppl", "numpyro", "jax", "numpy", "scipy", "scikit-learn")
+_PACKAGES = (
+    "probcalc",
+    "torch",
+    "pyro-ppl",
+    "numpyro",
+    "jax",
+    "blackjax",
+    "pymc",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+)
 _DIGITS = 3
 
 
