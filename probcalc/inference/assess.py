@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -46,7 +46,7 @@ class Budget:
     num_draws: int = 256
     max_evals: int = 2**17
     mean_tolerance: float = 0.03
-    std_tolerance: float = 0.05
+    std_tolerance: float = 0.04
     confidence: float = 0.99
 
 
@@ -111,26 +111,22 @@ def assess(
 def enough(
     target: Target, draws: WeightedDraws, budget: Budget, generator: torch.Generator
 ) -> WeightedDraws:
-    """The draws where they meet the tolerances, else as many fresh ones as these ask for.
+    """As many fresh draws as the tolerances ask for; these where they are fresh or untrusted.
 
-    Fresh ones: draws that had a say in their number would seem better than they are.
+    Draws that had a say in the choice of the proposal, or in being enough, look better than they
+    are: their 95 % bars hold the truth in 75 to 90 % of runs.
     """
-    has_grown = draws.num_evals > 2 * budget.num_replicates * _first_size(
-        target, draws.guide, budget
-    )
-    if has_grown or not draws.is_trusted:
+    if draws.is_fresh or not draws.is_trusted:
         return draws
-    wanted = _wanted(draws, budget)
-    if not wanted:
-        return draws
-    return weighted_draws(
+    fresh = weighted_draws(
         target,
         draws.guide,
         draws.params,
         num_replicates=budget.num_replicates,
-        num_draws=wanted,
+        num_draws=_wanted(draws, budget) or draws.log_ratios.shape[1],
         generator=generator,
     )
+    return replace(fresh, is_fresh=True)
 
 
 def first_draws(
@@ -178,6 +174,10 @@ def _wanted(draws: WeightedDraws, budget: Budget) -> int:
 
 
 def _judgement(draws: WeightedDraws) -> tuple[Status, tuple[str, ...]]:
+    if not getattr(draws.guide, "has_density", True):
+        return Status.UNRELIABLE_WEIGHTS, (
+            "a point estimate has no spread: its means are values at a mode, its sds are zero",
+        )
     if not bool(draws.log_weights.isfinite().any()):
         return Status.NON_FINITE, ("the log density is not finite at any draw of the guide",)
     if not draws.is_trusted:

@@ -10,7 +10,8 @@ Cappé, Douc, Guillin, Marin & Robert 2008).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
@@ -26,6 +27,7 @@ from probcalc.linalg import cholesky_or_none, symmetric
 
 _FINITE_VARIANCE = 0.5
 _FEW = 0.1  # share of effective draws
+_LIGHT_SQUARES = 8  # dof of a t above which squares have a k̂ below 1/4, their variance a bar
 _WIDER = 1.05  # of the scale: costs few effective draws up to some fifty dimensions
 _MAX_CONTROLLED = 1024  # dimensions above which no control variate is fitted
 _DRAWS_PER_DIMENSION = 10  # effective draws a dimension below which no covariance is refitted
@@ -43,6 +45,7 @@ class WeightedDraws:
         guide: The proposal.
         params: Its parameters.
         x: The draws as constrained values.
+        is_fresh: Whether these draws had no say in the choice of the proposal nor in their number.
     """
 
     z: Float[Tensor, "r n d"]
@@ -52,6 +55,7 @@ class WeightedDraws:
     guide: Guide
     params: dict[str, Tensor]
     x: Float[Tensor, "r n p"]
+    is_fresh: bool = False
 
     def control(self, h: Float[Tensor, "r n p"]) -> Control | None:
         """The linear part of a function of the draws, with its exact moments."""
@@ -126,7 +130,10 @@ def control_of(
     moments = getattr(guide, "moments", None)
     if moments is None or z.shape[-1] > _MAX_CONTROLLED:
         return None
-    return linear_control(z, h, *moments(params))
+    control = linear_control(z, h, *moments(params))
+    if control is None:
+        return None
+    return replace(control, has_squares=getattr(guide, "dof", math.inf) > _LIGHT_SQUARES)
 
 
 def num_strata(guide: Guide) -> int:
@@ -218,10 +225,14 @@ def recentred(draws: WeightedDraws) -> dict[str, Tensor] | None:
 
 
 def refitted(draws: WeightedDraws) -> dict[str, Tensor] | None:
-    """Proposal parameters that match the weighted moments, or None where they are too noisy."""
+    """Proposal parameters that match the weighted moments.
+
+    None where they are too noisy, or a guide has others than locations and scales.
+    """
     d = draws.z.shape[-1]
     k = num_strata(draws.guide)
-    if draws.effective_size < _DRAWS_PER_DIMENSION * d * k:
+    few = draws.effective_size < _DRAWS_PER_DIMENSION * d * k
+    if few or draws.params.keys() != {"loc", "scale_tril"}:
         return None
     z, w = draws.z.reshape(-1, d), draws.weights.flatten()
     if k == 1:

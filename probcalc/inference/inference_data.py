@@ -8,7 +8,7 @@ guide's own, with the log densities that `arviz_stats.loo_approximate_posterior`
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -17,9 +17,12 @@ from torch import Tensor
 from probcalc import __version__
 from probcalc._random import child, draw_seed
 from probcalc.inference.pointwise import num_rows, rows_at
-from probcalc.inference.posterior import Posterior
-from probcalc.inference.predictive import Prediction, named, resampled_rows
+from probcalc.inference.resampling import named, resampled_rows
 from probcalc.inference.target import Target
+
+if TYPE_CHECKING:
+    from probcalc.inference.posterior import Posterior
+    from probcalc.inference.predictive import Prediction
 
 _MOST = 2**25  # numbers of the log-likelihood
 

@@ -105,7 +105,7 @@ def loo(target: Target, posterior: Posterior, *, max_draws: int | None = None) -
     left_out = _left_out(target, z, log_ratios)
     s = log_ratios.numel()
     room = (max_draws or _MOST) >= _MORE * s and _MORE * s * len(left_out.rows) <= _MOST
-    if bool(left_out.bad.any()) and room and not posterior.is_carried:
+    if bool(left_out.bad.any()) and room:
         draws = weighted_draws(
             target,
             posterior.guide,

@@ -7,12 +7,14 @@ standard error is sd(e)/√R. Hampel (1974), The influence curve and its role in
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from probcalc.integration.tails import khat_limit, pareto_khat
 from probcalc.linalg import cholesky_or_none
 from probcalc.result import Estimate, half_width
 
@@ -32,10 +34,13 @@ class Control:
     Args:
         linear: The part at the draws.
         covariance: Its covariance under the guide.
+        has_squares: Whether its squares have a finite variance under the guide, so that they
+            serve second moments.
     """
 
     linear: Float[Tensor, "r n p"]
     covariance: Float[Tensor, "p p"]
+    has_squares: bool = True
 
 
 def linear_control(
@@ -81,6 +86,23 @@ def weighted_mean(
     return _controlled(mean, parts, excess, scale, confidence, unseen)
 
 
+def mean_of_terms(h: Float[Tensor, "r n"], confidence: float) -> Estimate:
+    """Mean of equally weighted terms whose tail may be heavy, with its bar.
+
+    The largest term counts as what the tail may hide; the bar is infinite where the terms seem to
+    have no finite variance (k̂ as of importance weights), as there is none that would hold.
+    """
+    r, n = h.shape
+    mean = h.mean()
+    distance = h - mean
+    khat = pareto_khat(distance.abs().log().flatten())
+    parts, unseen = distance.sum(dim=1) / (r * n), distance.abs().max() / (r * n)
+    estimate = _controlled(mean, parts, None, h.abs().mean(), confidence, unseen)
+    is_rounding = distance.abs().max() <= _NEGLIGIBLE**1.5 * h.abs().max()
+    bad = (khat > khat_limit(r * n)) & ~is_rounding | ~mean.isfinite()
+    return replace(estimate, error=torch.where(bad, math.inf, estimate.error))
+
+
 def weighted_moments(
     x: Float[Tensor, "r n p"],
     weights: Float[Tensor, "r n"],
@@ -100,7 +122,7 @@ def weighted_moments(
     sums = (w @ square)[:, 0]
     plain = sums.sum(dim=0)
     excess, unseen = None, _largest(weights, square)
-    if control is not None:
+    if control is not None and control.has_squares:
         equal = torch.full_like(w, 1.0 / weights.numel())
         squares_of_linear = (equal @ control.linear.square())[:, 0]
         excess = squares_of_linear - control.covariance.diagonal() / weights.shape[0]
@@ -122,7 +144,7 @@ def weighted_covariance(
     covariance = parts.sum(dim=0)
     shares = weights.sum(dim=1)[:, None, None]
     excess = None
-    if control is not None:
+    if control is not None and control.has_squares:
         c, n = control.linear, weights.numel()
         excess = c.mT @ c / n - control.covariance / weights.shape[0]
     scale = (covariance.diagonal() + mean.square()).sqrt()
@@ -159,20 +181,26 @@ def kept_unless_moved(
 ) -> tuple[Estimate, Bool[Tensor, "*out"]]:
     """The guide's own value where the correction is within its noise, else the corrected one.
 
-    A value that is kept carries the correction's bar and the distance to it, so that the bar
-    stays honest; for an exact guide both vanish.
+    The value is kept where the correction moves it by less than a standard error; the verdict
+    asks whether it moves by more than the whole bar. A value that is kept carries the
+    correction's bar and the distance to it, so that the bar stays honest; for an exact guide both
+    vanish.
 
     Args:
         plain: The guide's value.
         corrected: The weighted estimate.
         scale: Spread of the quantity; a millionth of it counts as rounding.
+
+    Returns:
+        The estimate, and where the correction exceeds its bar.
     """
     distance = (corrected.value - plain).abs()
-    moved = distance > corrected.error + _NEGLIGIBLE * scale
-    value = torch.where(moved, corrected.value, plain)
-    error = torch.where(moved, corrected.error, corrected.error + distance)
+    noise = corrected.error if corrected.std_error is None else corrected.std_error
+    kept = distance <= noise + _NEGLIGIBLE * scale
+    value = torch.where(kept, plain, corrected.value)
+    error = torch.where(kept, corrected.error + distance, corrected.error)
     estimate = Estimate(value, error, corrected.std_error, corrected.dof, corrected.confidence)
-    return estimate, moved
+    return estimate, distance > corrected.error + _NEGLIGIBLE * scale
 
 
 def _finite(rows: Tensor) -> Tensor:

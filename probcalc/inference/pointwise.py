@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,12 +16,14 @@ from probcalc.differentiation.batched import (
     untraced,
 )
 from probcalc.inference.parameters import Values
-from probcalc.inference.posterior import Posterior
 from probcalc.inference.remembered import recall, remember
 from probcalc.inference.same_target import in_coordinates_of
 from probcalc.inference.scope import model_scope
 from probcalc.inference.simulation import Simulator
 from probcalc.inference.target import Target
+
+if TYPE_CHECKING:
+    from probcalc.inference.posterior import Posterior
 
 _CHUNK_BYTES = 2**21
 _NUM_CHECKS = 2
@@ -39,9 +43,9 @@ def pointwise_log_likelihood(target: Target, draws: Posterior | Values) -> Float
     Raises:
         ValueError: If the target does not know its rows.
     """
-    if isinstance(draws, Posterior):
-        return rows_at(in_coordinates_of(target, draws), draws.z.flatten(0, 1))
-    return rows_at(target, target.unconstrain_rows(draws))
+    if isinstance(draws, dict):
+        return rows_at(target, target.unconstrain_rows(draws))
+    return rows_at(in_coordinates_of(target, draws), draws.z.flatten(0, 1))
 
 
 def rows_at(target: Target, z: Float[Tensor, "n d"]) -> Float[Tensor, "n rows"]:

@@ -22,9 +22,11 @@ from probcalc.inference import summary
 from probcalc.inference.guides import GUIDES, Guide
 from probcalc.inference.guides.saved import guide_of, record_of
 from probcalc.inference.importance import control_of
+from probcalc.inference.inference_data import to_inference_data
 from probcalc.inference.moments import (
     Control,
     kept_unless_moved,
+    mean_of_terms,
     weighted_covariance,
     weighted_mean,
     weighted_moments,
@@ -165,11 +167,16 @@ class Posterior:
 
     @property
     def elbo(self) -> Estimate:
-        """Evidence lower bound of the guide, in nats."""
-        values = self.log_ratios.mean(dim=1)
-        return Estimate.from_replicates(
-            values, confidence=self.confidence, num_evals=self.log_ratios.numel(), method="ELBO"
-        )
+        """Evidence lower bound of the guide, in nats.
+
+        A guide of heavy tails may have none, or none that draws can find: its bar is then
+        infinite.
+        """
+        bound = mean_of_terms(self.log_ratios, self.confidence)
+        lost = Status.OK if bool(bound.error.isfinite()) else Status.INFINITE_VARIANCE
+        lost = lost if bool(bound.value.isfinite()) else Status.NON_FINITE
+        num = self.log_ratios.numel()
+        return replace(bound, status=int(lost), num_evals=num, method="ELBO")
 
     @property
     def log_evidence(self) -> Estimate:
@@ -242,6 +249,10 @@ class Posterior:
 
     def __repr__(self) -> str:
         return f"Posterior of {len(self.names)} values: {self.verdict}\n{self.summary()}"
+
+    def to_inference_data(self, **settings: Any) -> Any:
+        """For ArviZ; see `probcalc.to_inference_data`, which takes the same settings."""
+        return to_inference_data(self, **settings)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file: tensors, and everything else as JSON in its header."""

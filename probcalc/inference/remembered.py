@@ -22,9 +22,7 @@ _MAX_ELEMENTS = 2**20  # of the arguments' tensors
 _MAX_TRACES = 8  # of one function
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device)
 
-_traces: WeakKeyDictionary[Any, list[tuple[Any, list[Any], BatchedDensity]]] = (
-    WeakKeyDictionary()
-)
+_traces: WeakKeyDictionary[Any, list[tuple[Any, list[Any], BatchedDensity]]] = WeakKeyDictionary()
 
 
 def recall(

@@ -17,9 +17,11 @@ from probcalc.inference.posterior import Posterior
 from probcalc.inference.sample_average import SampleAverage
 from probcalc.inference.solved import Progress, Solver
 from probcalc.inference.target import Target
+from probcalc.linalg import cholesky_or_none, symmetric
 
 _STARTS, _SOLVER, _FRAME, _PATHS = 0, 5, 2, 4  # streams of the run's seed
 _NUM_PATHS = 4
+_UNKNOWN = 0.1  # scale to start from where the draws of a posterior show none
 _MAX_DENSE = 256  # dimensions up to which a guide starts from Pathfinder
 
 
@@ -36,6 +38,7 @@ def requested(
     """Start the guide, solve for its parameters, weigh its first draws."""
     guide = guide or (init.guide if isinstance(init, Posterior) else FullRank())
     params, gradients, values, words = _start(target, guide, init, seed)
+    # fixed draws are fitted too well by guides that have no closed entropy to hold them
     solver = method or SampleAverage()
     solved = solver.solve(target, guide, params, seed=_seed(seed), progress=progress)
     stream = child(seed, _FRAME, target.device)
@@ -68,8 +71,7 @@ def _start(
             params = {**params, "loc": target.unconstrain(init).expand_as(params["loc"])}
         return params, 0, 0, []
     if isinstance(init, Posterior):
-        loc, covariance = init.guide.moments(init.params)
-        return gaussian(loc, torch.linalg.cholesky(covariance)), 0, 0, ["from a posterior"]
+        return gaussian(*_gaussian_of(init)), 0, 0, ["from a posterior"]
     starts = target.starts(_NUM_PATHS, stream)
     if init is not None:
         starts = torch.cat([target.unconstrain(init)[None], starts[1:]])
@@ -83,6 +85,16 @@ def _start(
     params = gaussian(paths.loc[best], paths.scale_tril[best])
     words = [f"Pathfinder ({_NUM_PATHS} paths)"]
     return params, paths.num_gradients, paths.num_values, words
+
+
+def _gaussian_of(posterior: Posterior) -> tuple[Tensor, Tensor]:
+    """Mean and scale of its weighted draws on the unconstrained scale."""
+    d = posterior.z.shape[-1]
+    z, weights = posterior.z.reshape(-1, d), posterior.log_weights.flatten().softmax(dim=0)
+    loc = weights @ z
+    centred = z - loc
+    scale = cholesky_or_none(symmetric(centred.mT @ (centred * weights[:, None])))
+    return loc, torch.diag(torch.full_like(loc, _UNKNOWN)) if scale is None else scale
 
 
 def _seed(seed: int) -> int:

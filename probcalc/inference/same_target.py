@@ -6,11 +6,15 @@ its target: both are settled by the log densities at the posterior's draws.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from probcalc.inference.posterior import Posterior
 from probcalc.inference.target import Target
+
+if TYPE_CHECKING:
+    from probcalc.inference.posterior import Posterior
 
 _NUM_CHECKED = 16  # draws at which densities are compared
 _SAME = 1e-6  # relative difference of log densities that rounding explains

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from probcalc.inference.target import Target
 
 _FIXED, _FRESH = 0, 1  # streams of the seed
-_NUM_FRESH = 256  # draws of each set on which the gap is measured
+_NUM_FRESH = 1024  # draws of each set on which the gap is measured
+_FLEXIBLE = 512  # draws at first for a guide that could fit few of them too well
+_FLAT = 0.02  # gradient in nats below which what is left does not matter
 _RUNAWAY = 1e8  # size of a location or scale at which an ELBO has no maximum
 
 
@@ -46,7 +48,9 @@ class SampleAverage:
 
     Args:
         num_draws: Fixed draws of a set at first; None: max(32, 2 b) for base draws of length b,
-            at most 256, and 4 b where a guide has a full covariance.
+            at most 256; 4 b where a guide has a full covariance, and at least 512 where it has no
+            closed entropy to keep it from fitting the draws: flows are better left to
+            `Stochastic()`.
         max_draws: Largest number after doubling.
         num_sets: Sets of draws, solved as one batch.
         tolerance: Gap in nats between fixed and fresh draws at which doubling stops.
@@ -58,8 +62,8 @@ class SampleAverage:
     max_draws: int = 2048
     num_sets: int = 2
     tolerance: float = 0.1
-    max_steps: int = 500
-    gtol: float = 1e-5
+    max_steps: int = 200
+    gtol: float = 1e-4
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -100,7 +104,8 @@ class SampleAverage:
             gap = float((elbo - fresh).abs().min())
             if progress:
                 progress(f"SAA ({m} draws)", gradients + values)
-            if gap <= self.tolerance or 2 * m > self.max_draws or status:
+            settled = gap <= self.tolerance and not status
+            if settled or 2 * m > self.max_draws or status & Status.UNBOUNDED or runs_away(now):
                 break
             m *= 2
         best = int(fresh.nan_to_num(-torch.inf).argmax())
@@ -118,6 +123,8 @@ class SampleAverage:
         )
 
     def _first(self, guide: Guide, b: int) -> int:
+        if not hasattr(guide, "entropy"):
+            return max(_FLEXIBLE, 4 * b)
         return max(32, 4 * b) if isinstance(guide, FullRank) else min(max(32, 2 * b), 256)
 
     def _solved(
@@ -133,7 +140,7 @@ class SampleAverage:
         found, params = solve_fixed(
             target.value_and_grad, guide, params, eps, gtol=self.gtol, max_steps=self.max_steps
         )
-        good = found.status == Status.OK
+        good = (found.status == Status.OK) | (found.grad_norm <= _FLAT)
         flags = Status.OK if bool(good.any()) else Status.joined(found.status)
         return params, -found.value, flags, int(found.num_evals.sum()) * eps.shape[1]
 

@@ -69,11 +69,14 @@ def test_bars_cover(what: str, generator: torch.Generator):
 
 
 def test_a_correction_inside_its_noise_is_left_out():
-    """The plain value stays, its bar widened by the distance; a real move is taken."""
-    bars = torch.tensor([0.1, 0.1], dtype=F64)
-    corrected = Estimate(torch.tensor([1.05, 2.0], dtype=F64), bars, bars / 3, 7.0, 0.99)
-    plain = torch.tensor([1.0, 1.0], dtype=F64)
-    kept, moved = kept_unless_moved(plain, corrected, torch.ones(2, dtype=F64))
-    assert moved.tolist() == [False, True]
-    torch.testing.assert_close(kept.value, torch.tensor([1.0, 2.0], dtype=F64))
-    torch.testing.assert_close(kept.error, torch.tensor([0.15, 0.1], dtype=F64))
+    """The plain value stays within a standard error, its bar widened by the distance.
+
+    Beyond that the correction is taken, and called one where it exceeds the whole bar.
+    """
+    bars = torch.tensor([0.1, 0.1, 0.1], dtype=F64)
+    corrected = Estimate(torch.tensor([1.02, 1.05, 2.0], dtype=F64), bars, bars / 3, 7.0, 0.99)
+    plain = torch.ones(3, dtype=F64)
+    kept, moved = kept_unless_moved(plain, corrected, torch.ones(3, dtype=F64))
+    assert moved.tolist() == [False, False, True]
+    torch.testing.assert_close(kept.value, torch.tensor([1.0, 1.05, 2.0], dtype=F64))
+    torch.testing.assert_close(kept.error, torch.tensor([0.12, 0.1, 0.1], dtype=F64))
