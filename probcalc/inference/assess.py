@@ -25,6 +25,7 @@ from probcalc.status import Status
 _MAX_ENTRIES = 2**24  # of the first draws, 128 MB
 _MAX_STORED = 2**26  # of all draws, 512 MB
 _FEWEST = 16  # draws a replicate
+_MAX_NAN = 1e-3  # share of draws without a density, above which an answer would be a guess
 _MIN_GROWTH = 8.0  # of the number of draws: the error bars that ask for it are noisy themselves
 
 
@@ -63,6 +64,7 @@ def assess(
     status: Status = Status.OK,
     reasons: tuple[str, ...] = (),
     trace: Float[Tensor, " t"] | None = None,
+    elbo_terms: Float[Tensor, "r m"] | None = None,
     progress: Progress | None = None,
 ) -> Posterior:
     """Draw as many as the tolerance asks for and give the verdict.
@@ -79,6 +81,7 @@ def assess(
         status: Flags so far.
         reasons: Their reasons.
         trace: ELBO by step of the solver.
+        elbo_terms: See `Posterior`.
         progress: Called with a stage and the evaluations spent.
     """
     more = enough(target, draws, budget, generator)
@@ -101,6 +104,7 @@ def assess(
         num_gradients=num_gradients,
         num_evals=num_evals,
         trace=trace,
+        elbo_terms=elbo_terms,
         method=method,
         confidence=budget.confidence,
         seed=seed,
@@ -180,6 +184,10 @@ def _judgement(draws: WeightedDraws) -> tuple[Status, tuple[str, ...]]:
         )
     if not bool(draws.log_weights.isfinite().any()):
         return Status.NON_FINITE, ("the log density is not finite at any draw of the guide",)
+    if draws.nan_share > _MAX_NAN:
+        return Status.NON_FINITE, (
+            f"the log density is not a number at {draws.nan_share:.1%} of the guide's draws",
+        )
     if not draws.is_trusted:
         return Status.UNRELIABLE_WEIGHTS, (draws.fault,)
     return Status.OK, ()

@@ -95,6 +95,7 @@ def fit(
         status=found.status,
         reasons=(*found.reasons, *target.notes),
         trace=found.trace,
+        elbo_terms=found.elbo_terms,
         progress=progress,
     )
     if not posterior.ok:

@@ -48,6 +48,7 @@ class Climbed:
         num_gradients: Evaluations of the log density with gradient.
         num_evals: All evaluations.
         trace: ELBO over fixed draws by step, of the best mode.
+        elbo_terms: Log ratios of the fitted Gaussians, where the draws are of another proposal.
     """
 
     target: Target
@@ -58,6 +59,7 @@ class Climbed:
     num_gradients: int
     num_evals: int
     trace: Float[Tensor, " t"]
+    elbo_terms: Float[Tensor, "r m"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +113,7 @@ class Ladder:
             self.num_gradients,
             self.num_gradients + self.num_values,
             seen.trace,
+            None if draws.guide is seen.draws.guide else seen.draws.log_ratios,
         )
 
     def _coordinates(self, init: Values | None) -> list[tuple[Target, Paths]]:

@@ -69,6 +69,8 @@ class Posterior:
         seed: From which every draw came.
         target: What was approximated; None where loaded from a file without it.
         trace: ELBO by step of the solver, as it saw it.
+        elbo_terms: Log ratios of the Gaussian that was fitted, where another proposal took its
+            place for the weights; None: `log_ratios`.
     """
 
     layout: Layout
@@ -88,6 +90,7 @@ class Posterior:
     num_gradients: int = 0
     target: Target | None = field(default=None, compare=False)
     trace: Float[Tensor, " t"] | None = None
+    elbo_terms: Float[Tensor, "r m"] | None = None
 
     @property
     def ok(self) -> bool:
@@ -167,16 +170,17 @@ class Posterior:
 
     @property
     def elbo(self) -> Estimate:
-        """Evidence lower bound of the guide, in nats.
+        """Evidence lower bound of what was fitted to maximise it, in nats.
 
-        A guide of heavy tails may have none, or none that draws can find: its bar is then
-        infinite.
+        Of the guide, or of the Gaussian before a mixture took its place for the weights: the
+        bound of a proposal whose tails are made heavy on purpose says nothing. Where its terms
+        have such tails that draws cannot find their mean, the bar is infinite.
         """
-        bound = mean_of_terms(self.log_ratios, self.confidence)
+        terms = self.log_ratios if self.elbo_terms is None else self.elbo_terms
+        bound = mean_of_terms(terms, self.confidence)
         lost = Status.OK if bool(bound.error.isfinite()) else Status.INFINITE_VARIANCE
         lost = lost if bool(bound.value.isfinite()) else Status.NON_FINITE
-        num = self.log_ratios.numel()
-        return replace(bound, status=int(lost), num_evals=num, method="ELBO")
+        return replace(bound, status=int(lost), num_evals=terms.numel(), method="ELBO")
 
     @property
     def log_evidence(self) -> Estimate:
@@ -258,6 +262,8 @@ class Posterior:
         """Write a safetensors file: tensors, and everything else as JSON in its header."""
         kept = ("z", "x", "log_ratios", "log_weights")
         tensors = {name: getattr(self, name) for name in kept}
+        if self.elbo_terms is not None:
+            tensors["elbo_terms"] = self.elbo_terms
         tensors |= {f"params.{name}": value for name, value in self.params.items()}
         record = {
             "format": _FORMAT,
@@ -384,4 +390,5 @@ def load_posterior(path: str | Path, target: Target | None = None) -> Posterior:
         confidence=record["confidence"],
         seed=record["seed"],
         target=target,
+        elbo_terms=tensors.get("elbo_terms"),
     )

@@ -43,7 +43,7 @@ def verdict_lines(posterior: Posterior) -> list[str]:
         f"ELBO          {posterior.elbo._numbers()}",
         f"log evidence  {posterior.log_evidence._numbers()}",
         f"k-hat         {posterior.khat:.2f} (reliable below {limit:.2f})",
-        f"evaluations   {posterior.num_evals:,}",
+        f"evaluations   {posterior.num_evals:,}, {posterior.num_gradients:,} with gradient",
         f"method        {posterior.method}",
         f"verdict       {posterior.verdict.upper()}",
     ]
