@@ -46,6 +46,7 @@ class WeightedDraws:
         params: Its parameters.
         x: The draws as constrained values.
         is_fresh: Whether these draws had no say in the choice of the proposal nor in their number.
+        nan_share: Share of draws where the log density is not a number; counted as no density.
     """
 
     z: Float[Tensor, "r n d"]
@@ -56,6 +57,7 @@ class WeightedDraws:
     params: dict[str, Tensor]
     x: Float[Tensor, "r n p"]
     is_fresh: bool = False
+    nan_share: float = 0.0
 
     def control(self, h: Float[Tensor, "r n p"]) -> Control | None:
         """The linear part of a function of the draws, with its exact moments."""
@@ -189,7 +191,8 @@ def weighted_draws(
     with torch.no_grad():
         z, log_q = guide.transform(params, eps.reshape(num_replicates, -1, b))
     log_ratios = target.log_density(z) - log_q
-    log_ratios = torch.where(log_ratios.isnan(), -torch.inf, log_ratios)
+    is_nan = log_ratios.isnan()
+    log_ratios = torch.where(is_nan, -torch.inf, log_ratios)
     if before is not None:
         z = torch.cat([before.z, z], dim=1)
         log_ratios = torch.cat([before.log_ratios, log_ratios], dim=1)
@@ -202,6 +205,7 @@ def weighted_draws(
         guide,
         params,
         _without_nan(target.constrained_vector(z), log_ratios),
+        nan_share=float(is_nan.double().mean()),
     )
 
 

@@ -19,6 +19,7 @@ from probcalc.linalg import cholesky_or_none
 from probcalc.result import Estimate, half_width
 
 _NEGLIGIBLE = 1e-6
+_DOMINANT = 0.02  # share of one term in a sum of thousands: light tails stay below
 _FITTED = 4096  # draws on which the linear part of a function is fitted
 _ROUNDING = 64  # units in the last place of the largest term, for sums and for finding the guide
 
@@ -89,8 +90,8 @@ def weighted_mean(
 def mean_of_terms(h: Float[Tensor, "r n"], confidence: float) -> Estimate:
     """Mean of equally weighted terms whose tail may be heavy, with its bar.
 
-    The largest term counts as what the tail may hide; the bar is infinite where the terms seem to
-    have no finite variance (k̂ as of importance weights), as there is none that would hold.
+    The largest term counts as what the tail may hide; the bar is infinite where one term dominates
+    and k̂ is above the limit of importance weights, as there is none that would hold.
     """
     r, n = h.shape
     mean = h.mean()
@@ -98,8 +99,8 @@ def mean_of_terms(h: Float[Tensor, "r n"], confidence: float) -> Estimate:
     khat = pareto_khat(distance.abs().log().flatten())
     parts, unseen = distance.sum(dim=1) / (r * n), distance.abs().max() / (r * n)
     estimate = _controlled(mean, parts, None, h.abs().mean(), confidence, unseen)
-    is_rounding = distance.abs().max() <= _NEGLIGIBLE**1.5 * h.abs().max()
-    bad = (khat > khat_limit(r * n)) & ~is_rounding | ~mean.isfinite()
+    share = distance.abs().max() / distance.abs().sum().clamp(min=_NEGLIGIBLE)
+    bad = (khat > khat_limit(r * n)) & (share > _DOMINANT) | ~mean.isfinite()
     return replace(estimate, error=torch.where(bad, math.inf, estimate.error))
 
 
@@ -109,7 +110,10 @@ def weighted_moments(
     confidence: float,
     control: Control | None = None,
 ) -> tuple[Estimate, Estimate]:
-    """Mean and standard deviation of every column with their bars."""
+    """Mean and standard deviation of every column with their bars.
+
+    That of an sd is infinite where the squares seem to have no mean.
+    """
     w = weights[:, None, :]
     share = weights.sum(dim=1)[:, None]
     sums = (w @ x)[:, 0]  # (r, p)
@@ -128,7 +132,8 @@ def weighted_moments(
         excess = squares_of_linear - control.covariance.diagonal() / weights.shape[0]
     parts, scale = sums - share * plain, plain + mean.value.square()
     variance = _controlled(plain, parts, excess, scale, confidence, unseen)
-    return mean, _root(variance)
+    error = torch.where(_are_heavy(weights[..., None] * square), math.inf, variance.error)
+    return mean, _root(replace(variance, error=error))
 
 
 def weighted_covariance(
@@ -250,6 +255,18 @@ def _controlled(
     rounding = _ROUNDING * torch.finfo(scale.dtype).eps * scale
     error = widened * std_error + unseen + rounding
     return Estimate(value, error, std_error, float(r - 1), confidence)
+
+
+def _are_heavy(terms: Float[Tensor, "r n p"]) -> Bool[Tensor, " p"]:
+    """Which columns of terms have a tail that no bar can hold."""
+    limit = khat_limit(terms[..., 0].numel())
+    scale = terms.sum(dim=(0, 1)).clamp(min=torch.finfo(terms.dtype).tiny)
+    envelope = (terms / scale).amax(dim=-1)  # one column that no other exceeds
+    if not bool(pareto_khat(envelope.log().flatten()) > limit):
+        return torch.zeros_like(scale, dtype=torch.bool)
+    columns = terms.flatten(0, 1).mT
+    khat = pareto_khat(columns.log())
+    return (khat > limit) & khat.isfinite()  # too few terms say nothing
 
 
 def _skewness(parts: Float[Tensor, " r *out"]) -> Float[Tensor, " *out"]:

@@ -192,7 +192,7 @@ def test_evaluations_are_counted():
     assert any("untraced" in note for note in target.notes)
     count = 0
     p = pc.fit(target, generator=seeded(), max_evals=4096, restarts=2)
-    starts, constrained = 2, 4096  # random starts are tried first; x is read off every draw
+    starts, constrained = 2, 2 * 4096  # random starts are tried first; x is read off every draw
     assert count - starts - constrained == p.num_evals
     assert any("untraced" in reason for reason in p.reasons)
 
