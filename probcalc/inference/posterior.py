@@ -187,8 +187,7 @@ class Posterior:
         """Log of the integral of the target, by importance sampling, in nats."""
         r, n = self.log_weights.shape
         value = self.log_weights.flatten().logsumexp(dim=0) - math.log(r * n)
-        ratios = torch.exp(self.log_weights - value)[..., None]
-        relative = weighted_mean(ratios, self._equal_weights, self.confidence)[0]
+        relative = mean_of_terms(torch.exp(self.log_weights - value), self.confidence)
         rounding = _ROUNDING * torch.finfo(value.dtype).eps * value.abs()
         bar = replace(relative, value=value, error=relative.error + rounding)
         return self._flagged(replace(bar, method="importance sampling", num_evals=r * n))
