@@ -25,7 +25,7 @@ from benchmarks.vi_problems import ERROR, Attempt, Posed, posed
 _NEARLY = 1.1  # factor of the least error within which the fastest setting is the best
 _FAILURES = (ArithmeticError, RuntimeError, ValueError)
 _PYRO = "Pyro SVI"
-_QUICK = ("eight_schools-eight_schools_noncentered", "arK-arK")
+_QUICK = ("eight_schools-eight_schools_noncentered",)
 _QUICK_RUNS, _QUICK_STEPS = ((0.05, 500),), 400
 
 NOTES = (
@@ -61,7 +61,7 @@ def cases(device: str) -> Iterator[Case]:
 
 
 def quick_cases(device: str) -> Iterator[Case]:
-    """Two posteriors with short runs of Pyro, and fewer steps.
+    """One posterior with short runs of Pyro, and fewer steps.
 
     Yields:
         Cases.

@@ -35,14 +35,11 @@ _RADIUS = 2.0  # starts are uniform in (−2, 2), as Stan's
 
 
 def svi_attempts(posed: Posed) -> list[Attempt]:
-    """AutoNormal and AutoMultivariateNormal in one jitted `lax.scan`, one particle."""
+    """AutoNormal and AutoMultivariateNormal in one jitted loop, one particle."""
     jax.config.update("jax_enable_x64", True)
     model, data = _model(posed), _data(posed)
-    return [
-        _svi(posed, model, data, kind, rate, steps)
-        for kind in (AutoNormal, AutoMultivariateNormal)
-        for rate, steps in SVI_RUNS
-    ]
+    kinds = (AutoNormal, AutoMultivariateNormal)
+    return [attempt for kind in kinds for attempt in _svi(posed, model, data, kind)]
 
 
 def pathfinder_attempts(posed: Posed, *, multi: bool) -> list[Attempt]:
@@ -65,26 +62,32 @@ def _data(posed: Posed) -> tuple[Any, ...]:
     return tuple(jnp.asarray(t.numpy()) for t in posed.data)
 
 
-def _svi(
-    posed: Posed, model: Any, data: tuple[Any, ...], kind: type, rate: float, steps: int
-) -> Attempt:
+def _svi(posed: Posed, model: Any, data: tuple[Any, ...], kind: type) -> list[Attempt]:
+    """Every run of one guide; rate and steps are arguments, so that one compilation serves."""
     guide = kind(model)
-    decayed = lambda step: rate * DECAY ** (step / steps)  # noqa: E731
-    svi = SVI(model, guide, numpyro.optim.ClippedAdam(decayed), Trace_ELBO())
-    svi.init(jax.random.key(0), *data)  # sets up the guide, outside the compiled loop
+    SVI(model, guide, numpyro.optim.ClippedAdam(1.0), Trace_ELBO()).init(jax.random.key(0), *data)
 
     @jax.jit
-    def loop(key: Any, data: tuple[Any, ...]) -> Any:
-        step = lambda state, _: svi.update(state, *data)  # noqa: E731
-        return svi.get_params(jax.lax.scan(step, svi.init(key, *data), length=steps)[0])
+    def loop(key: Any, data: tuple[Any, ...], rate: Any, steps: Any) -> Any:
+        decayed = lambda step: rate * DECAY ** (step / steps)  # noqa: E731
+        svi = SVI(model, guide, numpyro.optim.ClippedAdam(decayed), Trace_ELBO())
+        step = lambda _, state: svi.update(state, *data)[0]  # noqa: E731
+        return svi.get_params(jax.lax.fori_loop(0, steps, step, svi.init(key, *data)))
 
-    def score(params: Any) -> dict[str, float]:
-        key = jax.random.key(1)
-        draws = guide.sample_posterior(key, params, sample_shape=(NUM_DRAWS,))
-        return {"gradient evaluations": steps, **posed.errors_of_draws(draws)}
+    @jax.jit
+    def sample(params: Any) -> Any:
+        return guide.sample_posterior(jax.random.key(1), params, sample_shape=(NUM_DRAWS,))
 
-    run = lambda seed: jax.block_until_ready(loop(jax.random.key(seed), data))  # noqa: E731
-    return Attempt(f"{kind.__name__}, {steps:,} steps from {rate}", run, score)
+    def attempt(rate: float, steps: int) -> Attempt:
+        def run(seed: int) -> Any:
+            return jax.block_until_ready(loop(jax.random.key(seed), data, rate, steps))
+
+        def score(params: Any) -> dict[str, float]:
+            return {"gradient evaluations": steps, **posed.errors_of_draws(sample(params))}
+
+        return Attempt(f"{kind.__name__}, {steps:,} steps from {rate}", run, score)
+
+    return [attempt(*settings) for settings in SVI_RUNS]
 
 
 def _starts(key: Any, like: Any, count: int) -> Any:

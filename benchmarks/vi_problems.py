@@ -92,11 +92,11 @@ class Posed:
     @staticmethod
     def weights(log_weights: Any) -> Tensor:
         """Of draws, summing to one."""
-        return torch.as_tensor(np.array(log_weights)).double().softmax(dim=0)
+        return _tensor(log_weights).double().softmax(dim=0)
 
     def columns(self, draws: Mapping[str, Any]) -> Tensor:
         """The reference's columns of draws of the latent sites."""
-        flat = {k: torch.as_tensor(np.array(v)).double() for k, v in draws.items()}
+        flat = {k: _tensor(v).double() for k, v in draws.items()}
         derived = self.written.derive({k: v.reshape(len(v), -1) for k, v in flat.items()})
         return torch.cat([derived[site] for site in self.problem.model.sites], dim=1)
 
@@ -107,3 +107,8 @@ def posed(name: str) -> Posed:
     written, about = WRITTEN[name], read_posterior(database, name)
     data = written.arguments(read_data(database, about["data_name"]))
     return Posed(name, load(database, name), written, data)
+
+
+def _tensor(values: Any) -> Tensor:
+    """Of any package's array."""
+    return values if isinstance(values, Tensor) else torch.as_tensor(np.array(values))

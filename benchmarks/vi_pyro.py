@@ -21,7 +21,7 @@ from benchmarks.vi_problems import Attempt, Posed
 NUM_DRAWS = 100_000  # of a fitted guide, for its moments; not timed
 DECAY = 0.01  # of the learning rate, over a run
 # learning rate at the start, and steps
-RUNS = ((0.05, 1_000), (0.1, 3_000))
+RUNS = ((0.05, 1_000), (0.1, 2_500))
 LANGUAGE = Language(pyro, pyro.distributions, torch)
 
 
