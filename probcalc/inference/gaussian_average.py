@@ -111,7 +111,7 @@ def gaussian_average(
         at.scale,
         at.elbo,
         decrement,
-        decrement <= max(tolerance, _NEAR),
+        at.elbo.isfinite() & (decrement <= max(tolerance, _NEAR)),
         steps,
         int(steps.sum()) * eps.shape[1],
         torch.stack(trace),

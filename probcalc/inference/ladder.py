@@ -32,6 +32,7 @@ from probcalc.status import Status
 
 _STARTS, _PATHS, _DRAWS, _FRAME = 0, 4, 1, 2  # streams of the run's seed
 _MAX_DENSE = 400  # dimensions up to which a full covariance is fitted
+_REACHES = (1.0, 1.0, 4.0, 12.0)  # of pairs of starts, against those of the target
 _MAX_ROUNDS = 3  # of better proposals and more draws
 
 
@@ -195,7 +196,7 @@ class Ladder:
         return draws
 
     def _paths(self, target: Target, init: Values | None) -> Paths:
-        starts = target.starts(self.restarts, child(self.seed, _STARTS))
+        starts = _spread_out(target, target.starts(self.restarts, child(self.seed, _STARTS)))
         if init is not None:
             starts = torch.cat([target.unconstrain(init)[None], starts[1:]])
         stream = child(self.seed, _PATHS, target.device)
@@ -217,3 +218,17 @@ class Ladder:
         self.note(f"full-rank SAA ({m} draws)")
         self.spend(gradients=fitted.num_gradients)
         return fitted
+
+
+def _spread_out(target: Target, near: Float[Tensor, "r d"]) -> Float[Tensor, "r d"]:
+    """Starts in ± pairs, one pair in four far out and one farther: modes may lie anywhere.
+
+    Where the density is not finite there, a start stays near.
+    """
+    half = near[: (len(near) + 1) // 2]
+    reach = torch.tensor(_REACHES, dtype=near.dtype, device=near.device)
+    far = half * reach[torch.arange(len(half)) % len(_REACHES)][:, None]
+    far = torch.stack([far, -far], dim=1).flatten(0, 1)[: len(near)]
+    value, grad = target.value_and_grad(far)
+    fine = value.isfinite() & grad.isfinite().all(dim=-1)
+    return torch.where(fine[:, None], far, near)
