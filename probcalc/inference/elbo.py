@@ -30,7 +30,7 @@ def elbo(
     guide: Any,
     params: dict[str, Tensor] | None = None,
     *,
-    objective: Objective | None = None,
+    objective: Any = None,
     num_draws: int = 2**12,
     confidence: float = 0.99,
     generator: torch.Generator | None = None,
@@ -41,7 +41,7 @@ def elbo(
         target: What is approximated.
         guide: The family; or a posterior, whose guide and parameters are then meant.
         params: Its parameters, of one fit; default ``guide.init``.
-        objective: Default `ELBO()`.
+        objective: An objective such as `Renyi(0.5)`; default `ELBO()`.
         num_draws: In all; rounded up to whole terms in every one of 16 replicates.
         confidence: Of the error bar.
         generator: Source of randomness; one seed is drawn from it.
@@ -52,10 +52,11 @@ def elbo(
     Raises:
         ValueError: If the guide does not have the objective, has leading axes, or `num_draws` is
             below 1.
+        TypeError: If `objective` is none.
     """
     if isinstance(guide, Posterior):
         guide, params = guide.guide, params or guide.params
-    objective = objective or ELBO()
+    objective = checked(objective or ELBO())
     reason = objective.refused(guide)
     if reason:
         raise ValueError(reason)
@@ -85,6 +86,22 @@ def _base_draws(
         return normal_draws(_REPLICATES, n, b, generator=generator)
     shape = (_REPLICATES, n, b)
     return torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
+
+
+def checked(objective: Any) -> Objective:
+    """The objective.
+
+    Raises:
+        TypeError: Saying what to write, where it is something else.
+    """
+    if hasattr(objective, "terms") and hasattr(objective, "num_weights"):
+        return objective
+    name = getattr(type(objective), "__name__", str(objective))
+    if hasattr(objective, "elbo_terms"):
+        raise TypeError(
+            f"{name} is a way to differentiate the ELBO and no objective: `ELBO({name}())`."
+        )
+    raise TypeError(f"an objective such as `ELBO()` is needed, got {name}.")
 
 
 def draws_of(guide: Any, objective: Objective, num: int, *, paired: bool = True) -> int:

@@ -71,7 +71,7 @@ _NO_EVIDENCE = Status.IMPROPER | Status.NON_FINITE
 
 def log_evidence(
     target: Target,
-    posterior: Posterior | None = None,
+    posterior: Any = None,
     *,
     method: Any = None,
     annealing: AnnealedImportance | None = None,
@@ -109,7 +109,7 @@ def log_evidence(
     Raises:
         ValueError: If the posterior is one of another target or its guide has no density, both
             `method` and `posterior_draws` are given, or a number is out of range.
-        TypeError: If `method` is not one of those named.
+        TypeError: If `method` is not one of those named, or `posterior` is no posterior.
     """
     _check(method, posterior_draws, num_draws, confidence)
     seed = draw_seed(generator)
@@ -117,6 +117,11 @@ def log_evidence(
         target = target.to(None, torch.float64)
     if posterior is None:
         posterior = fit(target, confidence=confidence, generator=child(seed, _FIT))
+    if not isinstance(posterior, Posterior):
+        raise TypeError(
+            f"`posterior` must come from `fit`, got {type(posterior).__name__}; a guide is fitted "
+            "by `fit(target, guide=...)`."
+        )
     if not getattr(posterior.guide, "has_density", True):
         name = type(posterior.guide).__name__
         raise ValueError(f"{name} has no density, so it bounds nothing: fit another guide.")

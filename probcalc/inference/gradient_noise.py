@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probcalc._random import child, draw_seed
-from probcalc.inference.elbo import draws_of
+from probcalc.inference.elbo import checked, draws_of
 from probcalc.inference.objectives import (
     ELBO,
     ClosedEntropy,
@@ -72,7 +72,7 @@ def gradient_noise(
     guide: Any,
     params: dict[str, Tensor] | None = None,
     *,
-    objectives: Sequence[Objective] | None = None,
+    objectives: Any = None,
     num_draws: int = 16,
     num_repeats: int = 256,
     generator: torch.Generator | None = None,
@@ -83,14 +83,15 @@ def gradient_noise(
         target: What is approximated.
         guide: The family; or a posterior, whose guide and parameters are then meant.
         params: Its parameters, of one fit; default ``guide.init``.
-        objectives: Default: the ELBO with every estimator. Different objectives have different
-            gradients, whose variances say little side by side.
+        objectives: One or a sequence; default: the ELBO with every estimator. Different
+            objectives have different gradients, whose variances say little side by side.
         num_draws: Base draws of one gradient.
         num_repeats: Gradients of each.
         generator: Source of randomness; one seed is drawn from it, all see the same draws.
 
     Raises:
         ValueError: If there are fewer than two repeats.
+        TypeError: If an objective is none.
     """
     if num_repeats < 2:
         raise ValueError(f"`num_repeats` must be at least 2, got {num_repeats}.")
@@ -100,7 +101,9 @@ def gradient_noise(
     params = params or guide.init(target, child(seed, 0))
     kinds = (ClosedEntropy(), StickTheLanding(), TotalGradient(), ScoreFunction())
     rows = []
-    for objective in objectives or [ELBO(kind) for kind in kinds]:
+    given = objectives if isinstance(objectives, Sequence) else [objectives]
+    chosen = [ELBO(kind) for kind in kinds] if objectives is None else map(checked, given)
+    for objective in chosen:
         reason = objective.refused(guide)
         n = draws_of(guide, objective, num_draws, paired=False)
         if reason:

@@ -78,7 +78,7 @@ class ElboGradient(Protocol):
 
 @dataclass(frozen=True)
 class ClosedEntropy:
-    """Log p(z) + H[q], the entropy exact: the quietest far from the optimum."""
+    """Log p(z) + H[q], the entropy exact; of affine Gaussians the same as `TotalGradient`."""
 
     def elbo_terms(
         self, log_density: LogDensity, guide: Any, params: Params, eps: Tensor

@@ -268,3 +268,8 @@ def test_bad_arguments_are_refused(seed: int):
     point = weighed(target, Delta(), {"loc": torch.zeros(2, dtype=F64)})
     with pytest.raises(ValueError, match="Delta has no density"):
         log_evidence(target, point)
+
+
+def test_a_guide_is_no_posterior():
+    with pytest.raises(TypeError, match=r"must come from `fit`, got FullRank.*fit\(target, guide"):
+        log_evidence(PROBLEMS["poisson_rate"]().target(), FullRank())

@@ -48,3 +48,19 @@ def test_what_a_guide_does_not_have_stands_last_with_the_reason(generator: torch
     assert "signal to noise" in repr(rows[0])
     with pytest.raises(ValueError, match="at least 2, got 1"):
         gradient_noise(target(), pc.StudentT(), num_repeats=1)
+
+
+def test_a_single_objective_is_a_list_of_one(generator: torch.Generator):
+    rows = gradient_noise(
+        target(), pc.MeanField(), at(0.0, 0.0), objectives=pc.ELBO(), generator=generator
+    )
+    assert [row.objective for row in rows] == [ELBO()]
+
+
+def test_an_estimator_is_no_objective():
+    with pytest.raises(TypeError, match=r"no objective: `ELBO\(StickTheLanding\(\)\)`"):
+        gradient_noise(target(), pc.MeanField(), objectives=[StickTheLanding()])
+    with pytest.raises(TypeError, match=r"no objective: `ELBO\(ClosedEntropy\(\)\)`"):
+        pc.elbo(target(), pc.MeanField(), objective=ClosedEntropy())
+    with pytest.raises(TypeError, match=r"such as `ELBO\(\)` is needed, got int"):
+        pc.elbo(target(), pc.MeanField(), objective=3)
