@@ -260,12 +260,7 @@ def _controlled(
 def _are_heavy(terms: Float[Tensor, "r n p"]) -> Bool[Tensor, " p"]:
     """Which columns of terms have a tail that no bar can hold."""
     limit = khat_limit(terms[..., 0].numel())
-    scale = terms.sum(dim=(0, 1)).clamp(min=torch.finfo(terms.dtype).tiny)
-    envelope = (terms / scale).amax(dim=-1)  # one column that no other exceeds
-    if not bool(pareto_khat(envelope.log().flatten()) > limit):
-        return torch.zeros_like(scale, dtype=torch.bool)
-    columns = terms.flatten(0, 1).mT
-    khat = pareto_khat(columns.log())
+    khat = pareto_khat(terms.flatten(0, 1).mT.log())
     return (khat > limit) & khat.isfinite()  # too few terms say nothing
 
 
