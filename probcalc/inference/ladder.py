@@ -202,7 +202,7 @@ class Ladder:
         stream = child(self.seed, _PATHS, target.device)
         paths = pathfinder(target.value_and_grad, target.log_density, starts, generator=stream)
         self.note(f"Pathfinder ({self.restarts} paths)")
-        self.spend(gradients=paths.num_gradients, values=paths.num_values)
+        self.spend(gradients=self.restarts + paths.num_gradients, values=paths.num_values)
         return paths
 
     def _fitted(self, target: Target, paths: Paths) -> GaussianAverage:
