@@ -1,4 +1,7 @@
-"""Error bars of `fit`, counted: how often they hold the truth where the verdict is no flag."""
+"""Error bars of `fit`, counted: how often they hold the truth where the verdict is no flag.
+
+Four thousand fits; by hand: ``pytest -m slow -n 2 tests/inference/fit_calibration.py``.
+"""
 
 from __future__ import annotations
 
