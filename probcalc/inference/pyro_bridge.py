@@ -97,6 +97,7 @@ def from_pyro(
             terms(torch.zeros(free.size, dtype=dtype, device=device)), complaint
         )
     notes = (f"summed out: {', '.join(discrete)}",) if discrete else ()
+    sites = tuple(latent), tuple(discrete), observed_sites(prototype)
     at_zero = _Unconstrain(free.unflatten(torch.zeros(free.size, dtype=dtype, device=device)), {})
     return FlatModel(
         density,
@@ -109,18 +110,7 @@ def from_pyro(
         num_rows=plates.num_rows,
         batch_size=plates.batch_size,
         hierarchical=_hierarchical(summing(model), args, kwargs, at_zero, dtype),
-        simulator=PyroSimulator(
-            model,
-            args,
-            kwargs,
-            density,
-            tuple(latent),
-            tuple(discrete),
-            observed_sites(prototype),
-            nesting,
-            device,
-            dtype,
-        ),
+        simulator=PyroSimulator(model, args, kwargs, density, *sites, nesting, device, dtype),
     )
 
 
