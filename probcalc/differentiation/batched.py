@@ -30,10 +30,10 @@ from probcalc.differentiation.graph import (
     mutates,
     node_values,
     promoted,
-    simplify,
     with_free_rows,
     without_errors,
 )
+from probcalc.differentiation.simplify import simplify
 
 aten = torch.ops.aten
 _LINEAR = 40.0  # above it softplus(x) is x to float64 rounding

@@ -1,7 +1,4 @@
-"""Simplify an aten graph: fold constants, share equal nodes, drop operations that do nothing.
-
-The graphs come from `make_fx`. Every rewrite keeps the floating-point result bit for bit.
-"""
+"""Read and change aten graphs from `make_fx`: what they hold, their outputs, precision, rows."""
 
 from __future__ import annotations
 
@@ -14,17 +11,6 @@ import torch
 from torch import Tensor, fx
 
 aten = torch.ops.aten
-# operations whose result is their input where shape, dtype and device stay the same
-_IDENTITIES = {
-    aten.expand.default,
-    aten.view.default,
-    aten.reshape.default,
-    aten._to_copy.default,
-    aten.alias.default,
-    aten.detach.default,
-    aten.clone.default,
-    aten.lift_fresh_copy.default,
-}
 
 
 def is_random(graph: fx.Graph) -> bool:
@@ -129,91 +115,6 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         self.values[n] = super().run_node(n)
         return self.values[n]
-
-
-def simplify(module: fx.GraphModule, *inputs: Tensor, rows: int = 0) -> fx.GraphModule:
-    """The same function with fewer nodes.
-
-    Args:
-        module: Functional graph (no in-place operations).
-        *inputs: Example inputs; shapes and dtypes of the nodes are read off a run on them.
-        rows: Size of the batch axis in the example, if the graph has one: constants of that
-            length are not folded, since the batch may later have another size.
-
-    Returns:
-        A new graph module.
-    """
-    values = node_values(module, *inputs)
-    new, env = fx.Graph(), {}
-    constants: dict[str, Tensor] = {}
-    seen: dict[Any, fx.Node] = {}
-    varying: set[fx.Node] = set()
-    for node in module.graph.nodes:
-        if node.op == "placeholder":
-            env[node] = new.node_copy(node)
-            varying.add(node)
-        elif node.op == "output":
-            _embed_constants(node, values, varying, env, new, constants)
-            new.node_copy(node, env.__getitem__)
-        elif _is_constant(node, values[node], varying, rows):
-            continue  # becomes an attribute where something that varies reads it
-        else:
-            varying.add(node)
-            _embed_constants(node, values, varying, env, new, constants)
-            env[node] = _copied(node, values, env, new, seen)
-    result = fx.GraphModule(constants, new)
-    new.eliminate_dead_code()
-    result.recompile()
-    return result
-
-
-def _is_constant(node: fx.Node, value: Any, varying: set[fx.Node], rows: int) -> bool:
-    if any(source in varying for source in node.all_input_nodes):
-        return False
-    batch_shaped = rows and torch.is_tensor(value) and any(s % rows == 0 for s in value.shape if s)
-    return not batch_shaped or node.op == "get_attr"
-
-
-def _embed_constants(
-    node: fx.Node,
-    values: dict[fx.Node, Any],
-    varying: set[fx.Node],
-    env: dict[fx.Node, Any],
-    new: fx.Graph,
-    constants: dict[str, Tensor],
-) -> None:
-    for source in node.all_input_nodes:
-        if source not in varying and source not in env:
-            name = f"constant_{len(constants)}"
-            constants[name] = values[source]
-            env[source] = new.create_node("get_attr", name)
-
-
-def _copied(
-    node: fx.Node,
-    values: dict[fx.Node, Any],
-    env: dict[fx.Node, Any],
-    new: fx.Graph,
-    seen: dict[Any, fx.Node],
-) -> fx.Node:
-    value = values[node]
-    if node.target in _IDENTITIES:
-        source = node.args[0]
-        before = values.get(source)
-        if torch.is_tensor(before) and _form(before) == _form(value):
-            return env[source]
-    args = fx.map_arg(node.args, env.__getitem__)
-    kwargs = fx.map_arg(node.kwargs, env.__getitem__)
-    # strides may change when the batch does, and `view` refuses what `reshape` copies
-    target = aten.reshape.default if node.target == aten.view.default else node.target
-    key = (target, repr(args), repr(sorted(kwargs.items())))  # node names are unique
-    if key not in seen:
-        seen[key] = new.create_node(node.op, target, args, kwargs)
-    return seen[key]
-
-
-def _form(x: Tensor) -> tuple:
-    return x.shape, x.stride(), x.dtype, x.device
 
 
 def with_free_rows(module: fx.GraphModule, rows: int) -> fx.GraphModule:

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from probcalc._tree import Layout
-from probcalc.differentiation.graph import is_random, mutates, simplify
+from probcalc.differentiation.graph import is_random, mutates
+from probcalc.differentiation.simplify import simplify
 from probcalc.inference.objectives import Objective
 
 # x, base and scale (r, p), base draws (r, n, b), numbers of rows -> values (r), gradients (r, p)
@@ -90,7 +91,7 @@ def linked(value_and_grad: ValueAndGrad, *rows: Tensor) -> Callable[[Tensor], Te
 
     def log_density(z: Tensor) -> Tensor:
         value, grad = value_and_grad(z.detach(), *rows)
-        return value.detach() + (grad.detach() * (z - z.detach())).sum(dim=-1)
+        return _Linked.apply(z, value.detach(), grad.detach())
 
     return log_density
 
@@ -140,7 +141,22 @@ def _plain(value_and_grad: ValueAndGrad, guide: Any, layout: Layout, objective: 
             value = objective.terms(density, guide, layout.unflatten(leaf), eps).mean(dim=-1)
             (grad,) = torch.autograd.grad(value.sum(), leaf)
         value, grad = value.detach(), scale * grad
-        good = value.isfinite() & grad.isfinite().all(dim=-1)
-        return torch.where(good, value, torch.nan), torch.where(good[:, None], grad, 0.0)
+        zero = 0.0 * value + (0.0 * grad).sum(dim=-1)  # NaN where one of them is not finite
+        return value + zero, torch.where((zero == 0)[:, None], grad, 0.0)
 
     return call
+
+
+class _Linked(torch.autograd.Function):
+    """A value at rows, with its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Float[Tensor, "*n d"], value: Float[Tensor, "*n"], grad: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(grad)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, out: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return out[..., None] * ctx.saved_tensors[0], None, None

@@ -254,9 +254,11 @@ class Target:
     ) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n d"]]:
         """Log density and its gradient."""
         flat = z.reshape(-1, self.dim)
-        pieces = [self.rows.value_and_grad(chunk) for chunk in flat.split(self._chunk)]
-        value = torch.cat([v for v, _ in pieces]) if len(pieces) != 1 else pieces[0][0]
-        grad = torch.cat([g for _, g in pieces]) if len(pieces) != 1 else pieces[0][1]
+        if len(flat) <= self._chunk:
+            value, grad = self.rows.value_and_grad(flat)
+        else:
+            pieces = [self.rows.value_and_grad(chunk) for chunk in flat.split(self._chunk)]
+            value, grad = (torch.cat(parts) for parts in zip(*pieces, strict=True))
         return value.reshape(z.shape[:-1]), grad.reshape(z.shape)
 
     def constrain(self, z: Float[Tensor, "*n d"]) -> Values:
@@ -337,8 +339,10 @@ class Target:
 
     def _by_chunks(self, fn: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         flat = z.reshape(-1, self.dim)
-        pieces = [fn(chunk) for chunk in flat.split(self._chunk)]
-        out = torch.cat(pieces) if len(pieces) != 1 else pieces[0]
+        if len(flat) <= self._chunk:
+            out = fn(flat)
+        else:
+            out = torch.cat([fn(chunk) for chunk in flat.split(self._chunk)])
         return out.reshape(z.shape[:-1] + out.shape[1:])
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from probcalc.differentiation.graph import (
@@ -14,8 +14,6 @@ from probcalc.differentiation.graph import (
     mutates,
     node_values,
     promoted,
-    simplify,
-    with_free_rows,
 )
 
 X = torch.tensor([0.5, -1.5, 2.0, 0.25], dtype=torch.float64)
@@ -23,57 +21,17 @@ A = torch.arange(16.0, dtype=torch.float64).reshape(4, 4).cos()
 SMALL = torch.tensor([0.1, 0.2, 0.3, 0.4])
 
 
-def num_calls(module: fx.GraphModule) -> int:
-    return sum(node.op == "call_function" for node in module.graph.nodes)
-
-
-# name -> (function, calls that remain)
-REWRITES: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
-    "constants folded": (lambda x: x * (A @ A).sum().sin(), 1),
-    "constant of a constant": (lambda x: x + torch.ones(4).double().cumsum(0).exp(), 1),
-    "equal nodes shared": (lambda x: x.sin() * x.sin() + x.sin(), 3),
-    "identities dropped": (lambda x: x.expand(4).view(4).clone().double() + 1, 1),
-    "dead code dropped": (lambda x: (x.exp(), x.cos())[1], 1),
-    "nothing to do": (lambda x: (A @ x).tanh(), 2),
-}
-
-
-@pytest.mark.parametrize(("fn", "calls"), REWRITES.values(), ids=REWRITES.keys())
-def test_simplify_keeps_values_bit_for_bit(fn: Callable, calls: int):
-    graph = make_fx(fn)(X)
-    small = simplify(graph, X)
-    assert num_calls(small) == calls
-    for x in (X, -3 * X, X * 1e-3):
-        assert torch.equal(small(x), graph(x))
-        assert torch.equal(small(x), fn(x))
-
-
-def test_views_that_change_something_stay():
-    fn = lambda x: x.view(2, 2).sum(0) * x.float().double()[:2]  # noqa: E731
-    assert torch.equal(simplify(make_fx(fn)(X), X)(-X), fn(-X))
-
-
-def test_equal_calls_on_different_inputs_are_not_shared():
-    fn = lambda x: x.sum(0) * x.sum() + x[0] * x[1] + x.pow(2).sum() + x.pow(3).sum()  # noqa: E731
-    assert torch.equal(simplify(make_fx(fn)(X), X)(X * 2), fn(X * 2))
-
-
-def test_a_constant_output_stays_an_output():
-    fn = lambda x: (x * 2, A.sum())  # noqa: E731
-    doubled, constant = simplify(make_fx(fn)(X), X)(X)
-    assert torch.equal(doubled, 2 * X)
-    assert torch.equal(constant, A.sum())
-
-
 def test_outputs_can_be_chosen():
     graph = make_fx(lambda x: (x.exp(), x.sin(), x.cos()))(X)
     one = keep_outputs(graph, 1)
     assert torch.equal(one(X), X.sin())
-    assert num_calls(one) == 1
+    assert [n.target for n in one.graph.nodes if n.op == "call_function"] == [
+        torch.ops.aten.sin.default
+    ]
     third, first = keep_outputs(graph, 2, 0)(X)
     assert torch.equal(first, X.exp())
     assert torch.equal(third, X.cos())
-    assert num_calls(graph) == 3
+    assert len(graph(X)) == 3
 
 
 RANDOM = {
@@ -142,25 +100,3 @@ def test_node_values_are_those_of_a_run():
     values = {node.name: value for node, value in node_values(graph, X).items()}
     assert torch.equal(values["exp"], X.exp())
     assert torch.equal(values["add"], X.exp() + 1)
-
-
-FREE = {
-    "rowwise": lambda x: (x * 2).sum(-1),
-    "expanded": lambda x: x[:, None].expand(7, 3, 4).sum((1, 2)),
-    "flattened": lambda x: (x.reshape(28) * 2).reshape(7, 4).sum(-1),
-    "new zeros": lambda x: torch.zeros(7, 4).double().add(x).sum(-1),
-    "ones of rows": lambda x: torch.ones(7).double() * x[:, 0],
-    "doubled": lambda x: torch.cat([x, x]).reshape(2, 7, 4).sum((0, 2)),
-}
-
-
-@pytest.mark.parametrize("name", FREE)
-def test_any_number_of_rows(name: str, generator: torch.Generator):
-    """A graph made at 7 rows gives every row what it gives that row among seven."""
-    example = torch.randn(7, 4, generator=generator, dtype=torch.float64)
-    graph = make_fx(FREE[name])(example)
-    free = with_free_rows(simplify(graph, example, rows=7), 7)
-    rows = torch.randn(30, 4, generator=generator, dtype=torch.float64)
-    expected = torch.cat([graph(rows[i : i + 7]) for i in range(0, 28, 7)])
-    for n in (1, 2, 7, 14, 28):
-        torch.testing.assert_close(free(rows[:n]), expected[:n])

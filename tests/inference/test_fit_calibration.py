@@ -1,6 +1,6 @@
 """Error bars of `fit`, counted: how often they hold the truth where the verdict is no flag.
 
-Four thousand fits; by hand: ``pytest -m slow -n 2 tests/inference/fit_calibration.py``.
+Four thousand fits: ``pytest -m slow -n 2 tests/inference/test_fit_calibration.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CONFIDENCE, RUNS = 0.95, 340  # of every case: 4,080 fits in all
 ROUNDING = 1e-11  # of the truth, a quadrature
 MOST_FLAGGED = 0.25  # share of runs without a verdict to count
 # what a pooled coverage this low would be seen with, at half the runs of a group
-CAUGHT = 0.90
+CAUGHT = 0.89
 GROUPS = [list(CASES)[k::4] for k in range(4)]
 
 
@@ -67,7 +67,8 @@ def test_bars_hold_the_truth_where_the_verdict_is_good(names: list[str]):
         assert len(hits["mean"]) >= (1 - MOST_FLAGGED) * RUNS, f"{name}: too many flags"
         for kind, of_kind in hits.items():
             pooled[kind] += of_kind
-    for of_kind in pooled.values():
+    for kind, of_kind in pooled.items():
+        print(f"{', '.join(names)}: {kind} {sum(of_kind) / len(of_kind):.3f} of {len(of_kind)}")
         if len(of_kind) >= RUNS:
             caught = CAUGHT if len(of_kind) > 900 else 0.83
             assert_covers(torch.tensor(of_kind), CONFIDENCE, caught=caught)
