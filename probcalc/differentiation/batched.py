@@ -24,6 +24,7 @@ from torch.func import functionalize, grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from probcalc.differentiation.graph import (
+    direct,
     integers,
     is_random,
     keep_outputs,
@@ -121,8 +122,8 @@ def trace(fn: Density, example: Float[Tensor, " d"]) -> BatchedDensity:
         raise TraceError("the function draws random numbers")
     raw, is_promoted = promoted(raw, example.dtype)
     flat = _batched(raw, example)
-    gradient = keep_outputs(flat, 1, 0)
-    value, by_product = keep_outputs(flat, 1), keep_outputs(flat, 2)
+    outputs = ((1, 0), (1,), (2,))
+    gradient, value, by_product = (direct(keep_outputs(flat, *kept)) for kept in outputs)
     return BatchedDensity(
         value, gradient, by_product, "traced graph", _widest(raw, example), is_promoted
     )

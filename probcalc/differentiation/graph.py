@@ -11,6 +11,15 @@ import torch
 from torch import Tensor, fx
 
 aten = torch.ops.aten
+# functions of torch that take the arguments of the operation of the same name, at half the cost
+# of a call through `torch.ops`
+_DIRECT = frozenset(
+    "abs add addmm all any bmm cat clamp clamp_min cos cumsum digamma div eq erf erfc exp expm1 "
+    "ge gt index_select le lgamma log log1p logaddexp logical_and logical_not logsumexp lt "
+    "masked_fill matmul maximum mean minimum mm mul narrow ne neg permute pow prod reciprocal "
+    "reshape rsqrt select sigmoid sign sin sqrt squeeze stack sub sum t tanh transpose unsqueeze "
+    "where".split()
+)
 
 
 def is_random(graph: fx.Graph) -> bool:
@@ -144,6 +153,18 @@ def with_free_rows(module: fx.GraphModule, rows: int) -> fx.GraphModule:
         if node.op == "call_function" and node is not size and node not in multiples.values():
             node.args = _map_leaves(free, node.args)
             node.kwargs = _map_leaves(free, node.kwargs)
+    return fx.GraphModule(module, graph)
+
+
+def direct(module: fx.GraphModule) -> fx.GraphModule:
+    """The same graph, calling torch's own functions where there are any: it runs faster."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    for node in graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            name = node.target._schema.name.removeprefix("aten::")
+            if name in _DIRECT:
+                node.target = getattr(torch, name)
     return fx.GraphModule(module, graph)
 
 

@@ -175,6 +175,8 @@ class _Simplifier:
         target = _SCALAR_FORMS.get(target, target)
         if target in _VIEWS and (node := self._view(target, args, value)) is not None:
             return node
+        if target == aten.slice.Tensor and (node := self._narrowed(args, value)) is not None:
+            return node
         if target in _POINTWISE and not kwargs and value.dtype.is_floating_point:
             return self._arithmetic(target, args, value)
         if target == aten.neg.default and value.dtype.is_floating_point:
@@ -220,13 +222,23 @@ class _Simplifier:
         # strides may change when the batch does, and `view` refuses what `reshape` copies
         return self.emit(aten.reshape.default, (source, list(value.shape)), {}, value)
 
+    def _narrowed(self, args: tuple, value: Tensor) -> fx.Node | None:
+        """A slice without steps: a start and a length."""
+        x, dim, start, _, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
+        size = self.values[x].shape[dim]
+        if step != 1 or (self.rows and size % self.rows == 0):
+            return None
+        start = 0 if start is None else min(start + size if start < 0 else start, size)
+        if value.shape[dim] == size:
+            return x
+        return self.emit(aten.narrow.default, (x, dim, start, value.shape[dim]), {}, value)
+
     def _selected(self, source: fx.Node, value: Tensor) -> fx.Node | None:
         """A slice of one entry without its axis."""
-        if source.target != aten.slice.Tensor or len(source.args) != 4:
+        if source.target != aten.narrow.default:
             return None
-        x, dim, start, _ = source.args
-        cut = self.values[source]
-        if start < 0 or cut.shape[dim] != 1 or cut.squeeze(dim).shape != value.shape:
+        x, dim, start, length = source.args
+        if length != 1 or self.values[source].squeeze(dim).shape != value.shape:
             return None
         return self.emit(aten.select.int, (x, dim, start), {}, value)
 

@@ -20,6 +20,7 @@ from probcalc._tree import Layout
 from probcalc.inference.convergence import Iterates, standard_error, symmetrised_kl
 from probcalc.inference.objectives import Objective
 from probcalc.inference.step import Step, ValueAndGrad, fisher_scale, step_of
+from probcalc.training.run import LossAndGradients
 
 CHECK = 100  # steps from one look at convergence to the next
 _PATIENCE = 100  # steps in a row that are not finite
@@ -118,14 +119,15 @@ class Walk(nn.Module):
         k, _, steps = self.iterates.counts.tolist()
         return self._at(self.iterates.average()) if k or steps else self.previous
 
-    def loss(self, _: nn.Module, batch: None, generator: torch.Generator) -> Tensor:
+    def loss(self, _: nn.Module, batch: None, generator: torch.Generator) -> LossAndGradients:
         """Minus the mean objective of the fits, with the gradients of their own of each."""
         x = self.x.detach()
         value, grad = self._step(self.chosen)(x, *self._args(generator, self.problem.num_draws))
         bad = value.isnan()
         self.in_a_row.add_(1).mul_(bad)
         self.skipped.add_(bad)
-        return _Given.apply(self.x, -value.nanmean().nan_to_num(), grad.neg())
+        mean = value[0] if len(value) == 1 else value.nanmean()
+        return LossAndGradients(-mean.nan_to_num(), {"x": grad.neg()})
 
     def look(self, step: int) -> str:
         """After a step: remember it, and now and then see whether to end; words where so."""
@@ -243,16 +245,3 @@ class Walk(nn.Module):
                 trace=self.problem.traced,
             )
         return self.steps[index].call
-
-
-class _Given(torch.autograd.Function):
-    """A value with a gradient that is known."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor, grad: Tensor) -> Tensor:
-        ctx.save_for_backward(grad)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, out: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return out * ctx.saved_tensors[0], None, None

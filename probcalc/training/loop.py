@@ -127,7 +127,8 @@ def train(
 
     Args:
         objective: ``objective(params or module, batch, generator)`` returns a scalar loss, or the
-            loss and a dict of scalar metrics. Random numbers should come from the generator.
+            loss and a dict of scalar metrics, or `LossAndGradients`. Random numbers should come
+            from the generator.
         params_or_module: A dict of tensors, which stay as they are, or a module, trained in place.
         data: Tensors (one, or a tuple or dict of them) with observations along the first axis,
             an iterable of batches such as a `DataLoader`, or None.

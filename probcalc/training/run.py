@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,21 @@ if TYPE_CHECKING:
 _SHUFFLE, _NOISE, _VALIDATION = range(3)  # streams of the run's seed
 _FEW = 32  # tensors up to which numbers are read one by one
 _FAR_CHECK = 25  # steps from look to look on devices that a look would wait for
+
+
+@dataclass(frozen=True, eq=False)
+class LossAndGradients:
+    """What an objective may return that differentiates itself, such as a captured graph.
+
+    Args:
+        loss: A scalar.
+        gradients: Of the loss, by name of the parameter.
+        metrics: Scalars, by name.
+    """
+
+    loss: Tensor
+    gradients: dict[str, Tensor]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Run:
@@ -137,8 +153,12 @@ class Run:
         engine.state.batch = batch
         for p in self.leaves:  # `zero_grad` without the profiler's marks
             p.grad = None
-        loss, metrics = self.evaluate(batch, self.noise)
-        loss.backward()
+        loss, metrics, gradients = self.evaluate(batch, self.noise)
+        if gradients is None:
+            loss.backward()
+        else:
+            for name, p in self.params.items():
+                p.grad = gradients.get(name)
         if self.step_number == 0 and not self.settings.allow_unused:
             self._refuse_unused()
         if self.settings.clip_norm is not None or looks:
@@ -153,15 +173,20 @@ class Run:
         self._after(engine, loss.detach(), metrics, looks)
         return loss.detach()
 
-    def evaluate(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics.
+    def evaluate(
+        self, batch: Any, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor] | None]:
+        """Loss, metrics, and gradients where the objective brings them.
 
         Raises:
             ValueError: If the loss is no scalar.
             TypeError: If the objective returns something else.
         """
-        out = self.objective(self.subject, batch, generator)
-        loss, metrics = out if isinstance(out, tuple) else (out, {})
+        out, gradients = self.objective(self.subject, batch, generator), None
+        if isinstance(out, LossAndGradients):
+            loss, metrics, gradients = out.loss, out.metrics, out.gradients
+        else:
+            loss, metrics = out if isinstance(out, tuple) else (out, {})
         if not torch.is_tensor(loss):
             raise TypeError(
                 f"the objective must return a scalar tensor, got {type(loss).__name__}."
@@ -171,7 +196,7 @@ class Run:
                 f"the objective must return a scalar loss, got shape {tuple(loss.shape)}; take "
                 "its mean or sum."
             )
-        return loss, metrics
+        return loss, metrics, gradients
 
     def _after(
         self, engine: Engine, loss: Tensor, metrics: dict[str, Tensor], looked: bool

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from probcalc.differentiation.graph import (
+    direct,
     integers,
     is_random,
     keep_outputs,
@@ -100,3 +101,24 @@ def test_node_values_are_those_of_a_run():
     values = {node.name: value for node, value in node_values(graph, X).items()}
     assert torch.equal(values["exp"], X.exp())
     assert torch.equal(values["add"], X.exp() + 1)
+
+
+DIRECT = {
+    "arithmetic": lambda x: (x + 2 * x - x / 3).pow(2).sub(1.0, alpha=2).neg(),
+    "functions": lambda x: x.abs().log1p().exp().sqrt().sigmoid().tanh().lgamma(),
+    "comparisons": lambda x: torch.where((x > 0) & (x <= 1), x, x.masked_fill(x < -1, 0.5)),
+    "views": lambda x: x.view(2, 2).t()[1:, 0:1].unsqueeze(0).permute(2, 0, 1).squeeze(0),
+    "sums": lambda x: x.sum() + A.sum(dim=(0, 1), keepdim=True) + A.mean(0).logsumexp(0) * x[2],
+    "products": lambda x: (A @ x).cumsum(0) + torch.addmm(A, A, A)[0] + A.mm(A)[:, 1],
+    "no such function": lambda x: torch.nn.functional.softplus(x) + torch.special.erfcx(x),
+}
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_direct_calls_give_the_same(name: str):
+    graph = make_fx(DIRECT[name])(X)
+    quick = direct(graph)
+    assert torch.equal(quick(X), graph(X))
+    assert any(not isinstance(n.target, torch._ops.OpOverload) for n in quick.graph.nodes)
+    again = make_fx(quick)(X)  # a graph of it is one of operations again
+    assert torch.equal(again(-X).nan_to_num(), graph(-X).nan_to_num())

@@ -77,6 +77,8 @@ EXACT: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "never below zero": (lambda x: x.exp().masked_fill(x.exp() < 0, 9.0), 1),
     "below one stays": (lambda x: x.exp().masked_fill(x.exp() < 1, 9.0), 3),
     "shape of an input": (lambda x: x + torch.zeros_like(x) * 3 + torch.full_like(x, 2.0), 1),
+    "all of it": (lambda x: x.sin()[0:4][:9][-7:], 1),
+    "from the end": (lambda x: x.sin()[-2:], 2),
     "gradient of parts": (lambda x: grad(_parts)(x), 9),
     "gradient of entries": (lambda x: grad(lambda z: (z[0] * z[1] * z[2] * z[3]).sin())(x), 19),
 }

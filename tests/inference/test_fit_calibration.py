@@ -22,7 +22,7 @@ CONFIDENCE, RUNS = 0.95, 340  # of every case: 4,080 fits in all
 ROUNDING = 1e-11  # of the truth, a quadrature
 MOST_FLAGGED = 0.25  # share of runs without a verdict to count
 # what a pooled coverage this low would be seen with, at half the runs of a group
-CAUGHT = 0.89
+CAUGHT = 0.87
 GROUPS = [list(CASES)[k::4] for k in range(4)]
 
 
@@ -70,5 +70,5 @@ def test_bars_hold_the_truth_where_the_verdict_is_good(names: list[str]):
     for kind, of_kind in pooled.items():
         print(f"{', '.join(names)}: {kind} {sum(of_kind) / len(of_kind):.3f} of {len(of_kind)}")
         if len(of_kind) >= RUNS:
-            caught = CAUGHT if len(of_kind) > 900 else 0.83
+            caught = CAUGHT if len(of_kind) > 900 else 0.80
             assert_covers(torch.tensor(of_kind), CONFIDENCE, caught=caught)
