@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,7 @@ _RATE = 0.01
 _ROWS, _COLUMNS = 1_000, 25
 _NEVER = 1e-9  # a tolerance that no fit reaches: every step is to be paid
 _WARM = 20  # steps before the clock starts
-_SCHOOLS = 8
+_FEW = 5  # steps of the slowest contestant
 
 Density = Callable[[Tensor], Tensor]
 Data = tuple[Tensor, ...]
@@ -94,11 +95,16 @@ def _case(
     by_hand = partial(_by_hand, lambda z: density(z, *data), target, draws, steps)
     ours = partial(_ours, target, draws, 1, steps)
     theirs = partial(_pyro, model, data, draws, steps)
-    contestants = (
+    contestants = [
         Contestant("probcalc: a step of pc.Stochastic", ours, warmups=0),
         Contestant("hand-written torch loop, fused Adam", by_hand, "eager", warmups=0),
         Contestant("Pyro SVI: a step, AutoNormal, Trace_ELBO", theirs, "eager", warmups=0),
-    )
+    ]
+    if draws > 1:
+        plain = partial(_pyro, model, data, draws, _FEW, vectorized=False)
+        contestants[-1] = replace(contestants[-1], name=f"{contestants[-1].name}, vectorised")
+        name_of = "Pyro SVI: a step with its defaults, draw by draw"
+        contestants.append(Contestant(name_of, plain, "eager", warmups=0))
     return Case(name, contestants)
 
 
@@ -159,10 +165,14 @@ def _by_hand(density: Density, target: pc.Target, draws: int, steps: int, seed: 
     return _clocked(step, steps)
 
 
-def _pyro(model: Any, data: Data, draws: int, steps: int, seed: int) -> Clocked:
+def _pyro(
+    model: Any, data: Data, draws: int, steps: int, seed: int, *, vectorized: bool = True
+) -> Clocked:
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
-    options = {"vectorize_particles": True, "max_plate_nesting": 1} if draws > 1 else {}
+    options = (
+        {"vectorize_particles": True, "max_plate_nesting": 1} if draws > 1 and vectorized else {}
+    )
     with float64(), torch.device(data[0].device):
         svi = SVI(
             model,
@@ -174,7 +184,7 @@ def _pyro(model: Any, data: Data, draws: int, steps: int, seed: int) -> Clocked:
 
 
 def _clocked(step: Callable[[], Any], steps: int) -> Clocked:
-    for _ in range(_WARM):
+    for _ in range(min(_WARM, steps)):
         step()
     start = time.perf_counter()
     for _ in range(steps):

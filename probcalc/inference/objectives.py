@@ -203,15 +203,7 @@ class Renyi:
         self, log_density: LogDensity, guide: Any, params: Params, eps: Float[Tensor, "*batch n b"]
     ) -> Float[Tensor, "*batch m"]:
         """One term for every K draws."""
-        return _bound(
-            log_density,
-            guide,
-            params,
-            eps,
-            alpha=self.alpha,
-            num=self.num_weights,
-            doubly=self.doubly_reparametrised,
-        )
+        return _bound(self, self.alpha, log_density, guide, params, eps)
 
     def refused(self, guide: Any) -> str:
         """A guide without density."""
@@ -243,15 +235,7 @@ class ImportanceWeighted:
         self, log_density: LogDensity, guide: Any, params: Params, eps: Float[Tensor, "*batch n b"]
     ) -> Float[Tensor, "*batch m"]:
         """One term for every K draws."""
-        return _bound(
-            log_density,
-            guide,
-            params,
-            eps,
-            alpha=0.0,
-            num=self.num_weights,
-            doubly=self.doubly_reparametrised,
-        )
+        return _bound(self, 0.0, log_density, guide, params, eps)
 
     def refused(self, guide: Any) -> str:
         """A guide without density."""
@@ -351,27 +335,31 @@ def named(objective: Any) -> str:
 
 
 def _bound(
+    settings: Renyi | ImportanceWeighted,
+    alpha: float,
     log_density: LogDensity,
     guide: Any,
     params: Params,
     eps: Tensor,
-    *,
-    alpha: float,
-    num: int,
-    doubly: bool,
 ) -> Tensor:
     """The bound of every group; log weights carry the derivatives that the estimator asks for."""
+    num = settings.num_weights
     z, log_q = guide.transform(params, eps)
-    if doubly:
-        log_q = guide.log_prob(held(params), z)
-    log_w = grouped(log_density(z) - log_q, num)
-    log_r = (1 - alpha) * log_w
-    value = (log_r.logsumexp(dim=-2) - math.log(num)) / (1 - alpha)
-    if not doubly:
-        return value
-    r = log_r.detach().softmax(dim=-2)
-    path = ((alpha * r + (1 - alpha) * r.square()) * log_w).sum(dim=-2)
-    return value.detach() + path - path.detach()
+    if not settings.doubly_reparametrised:
+        log_w = grouped(log_density(z) - log_q, num)
+        return (((1 - alpha) * log_w).logsumexp(dim=-2) - math.log(num)) / (1 - alpha)
+    # what comes back through the draws weighs α r + (1 − α) r², all else (a model's own
+    # parameters) r: the ratio is put on where the gradient passes
+    factor: list[Tensor] = []
+    z = z.view_as(z)
+    if z.requires_grad:
+        z.register_hook(lambda grad: grad * factor[0][..., None])
+    log_w = grouped(log_density(z) - guide.log_prob(held(params), z), num)
+    log_r = (1 - alpha) * log_w.detach()
+    value, r = (log_r.logsumexp(dim=-2) - math.log(num)) / (1 - alpha), log_r.softmax(dim=-2)
+    factor.append((alpha + (1 - alpha) * r).flatten(-2))
+    path = (r * log_w).sum(dim=-2)
+    return value + path - path.detach()
 
 
 def _scored(

@@ -13,6 +13,7 @@ _HOME = {
     "gradient_flow": "probcalc.models.signal",
     "SoftmaxRegression": "probcalc.models.softmax",
     "PoissonRegression": "probcalc.models.glm",
+    "VAE": "probcalc.models.vae.model",
 }
 
 __all__ = sorted(_HOME)

@@ -155,3 +155,5 @@ def _tidy(folder: Path) -> None:
         for file in folder.glob(f"checkpoint-*{suffix}"):
             if file.stem not in kept:
                 file.unlink(missing_ok=True)
+    for file in folder.glob("checkpoint-*.unfinished"):  # of a process that was killed
+        file.unlink(missing_ok=True)

@@ -76,6 +76,7 @@ class TrainSettings:
     progress: bool | None
     callbacks: tuple[Callable[[Engine], None], ...]
     stop: Callable[[int], str] | None = None
+    schedules: dict[str, Callable[[int], float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -106,6 +107,7 @@ def train(
     max_epochs: int | None = None,
     max_steps: int | None = None,
     schedule: Callable[[int], float] | None = None,
+    schedules: dict[str, Callable[[int], float]] | None = None,
     clip_norm: float | None = None,
     ema: float | None = None,
     early_stopping: EarlyStopping | None = None,
@@ -137,6 +139,8 @@ def train(
         max_epochs: Passes over the data.
         max_steps: Updates.
         schedule: Factor of the learning rate by step, such as ``CosineSchedule(10_000)``.
+        schedules: Values by step of buffers of the module, by name: the weight of a penalty, a
+            temperature.
         clip_norm: Longer gradients are shortened to this Euclidean norm.
         ema: Decay of a moving average of the parameters, which is what is validated.
         early_stopping: When to stop, watched every epoch.
@@ -160,8 +164,9 @@ def train(
         The parameters, the history, and why it ended.
 
     Raises:
-        ValueError: If the loss is no scalar, a parameter receives no gradient (it is named), the
-            data are empty, do not match or are not finite, or a checkpoint is of another run.
+        ValueError: If the loss is no scalar, a parameter receives no gradient (it is named), a
+            schedule is of no buffer, the data are empty, do not match or are not finite, or a
+            checkpoint is of another run.
         CheckpointError: If the checkpoint is damaged.
 
     >>> x = torch.linspace(-1, 1, 50)
@@ -194,6 +199,7 @@ def train(
         progress=progress,
         callbacks=tuple(callbacks),
         stop=stop,
+        schedules=schedules or {},
     )
     run = Run(objective, params_or_module, data, settings, draw_seed(generator))
     run.go()

@@ -64,6 +64,10 @@ class Run:
         self.subject, self.params, self.buffers = _leaves(subject)
         self.module = subject if isinstance(subject, nn.Module) else None
         self.leaves = list(self.params.values())
+        if unknown := settings.schedules.keys() - self.buffers.keys():
+            raise ValueError(
+                f"`schedules` are of buffers of the module; it has none named {min(unknown)!r}."
+            )
         self.device = self.leaves[0].device
         self.batches = batches_of(data, settings.batch_size, seed, self.device)
         self.epoch_length = self.batches.length or settings.max_steps
@@ -147,6 +151,8 @@ class Run:
             self.module.train()
         if self.settings.schedule is not None:
             self._set_rates(self.settings.schedule(self.step_number))
+        for name, schedule in self.settings.schedules.items():
+            self.buffers[name].fill_(schedule(self.step_number))
         looks = (self.step_number + 1) % self.check_every == 0
         kept = [b.clone() for b in self.buffers.values()] if looks and self.buffers else None
         batch = next(self.batches)

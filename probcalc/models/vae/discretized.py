@@ -1,0 +1,109 @@
+r"""Levels by logistic distributions cut at the edges, and by mixtures of them.
+
+Level v of 0 … V − 1 has the mass between its edges, the outer levels all that is beyond them:
+
+    ln (σ(b) − σ(a)) = ln σ(b) + ln σ(−a) + ln(1 − e^{a − b})
+
+in which nothing cancels. Salimans, Karpathy, Chen & Kingma (2017), PixelCNN++, section 2.1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax, logsigmoid
+
+from probcalc.models.vae.likelihoods import TINY, Extra, check_levels, drawn
+
+_NARROW = -7.0  # log scale, in units of the range: far below a level's width
+
+
+@dataclass(frozen=True)
+class DiscretizedLogistic:
+    """Levels 0 … V − 1 by logistic distributions, or mixtures of them, cut at the edges.
+
+    Args:
+        levels: V.
+        num_components: Of the mixture of every pixel.
+    """
+
+    levels: int
+    num_components: int = 1
+
+    @property
+    def num_outputs(self) -> int:
+        """Locations and log scales, and log weights of several components."""
+        return (3 if self.num_components > 1 else 2) * self.num_components
+
+    def check(self, x: Tensor) -> None:
+        """Whole numbers below V."""
+        check_levels(x, self.levels)
+
+    def seen(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """As they are."""
+        return x
+
+    def encoded(self, x: Tensor) -> Tensor:
+        """From 0 to 1."""
+        return x / (self.levels - 1)
+
+    def start(self, x: Tensor) -> Tensor:
+        """Means and standard deviations, in units of the range; components spread over them."""
+        u, m = self.encoded(x), self.num_components
+        sd = u.std(dim=0).clamp(min=1 / self.levels)
+        places = (
+            torch.linspace(-1, 1, m, dtype=u.dtype) if m > 1 else torch.zeros(1, dtype=u.dtype)
+        )
+        places = places.to(u.device)[:, None]
+        loc = u.mean(dim=0) + places * sd
+        log_scale = (sd * (math.sqrt(3) / math.pi / m)).log().expand_as(loc)
+        weights = [torch.zeros_like(loc)] if m > 1 else []
+        return torch.cat([loc, log_scale, *weights])
+
+    def extra(self, x: Tensor) -> Extra:
+        """None."""
+        return {}
+
+    def log_prob(self, outputs: Tensor, extra: Extra, x: Tensor) -> Tensor:
+        """Masses of the levels."""
+        loc, log_scale, weights = self._parts(outputs)
+        u, half, rate = self.encoded(x).unsqueeze(-2), 0.5 / (self.levels - 1), (-log_scale).exp()
+        upper, lower = (u + half - loc) * rate, (u - half - loc) * rate
+        # the outer levels reach to infinity, where both terms below are zero
+        last, first = u > 1 - half, u < half
+        top = torch.where(last, 0.0, logsigmoid(upper))
+        bottom = torch.where(first, 0.0, logsigmoid(-lower))
+        width = 2 * half * rate.expand_as(upper)
+        between = torch.where(last | first, 0.0, torch.log(-torch.expm1(-width)))
+        masses = top + bottom + between
+        if weights is not None:
+            masses = masses + log_softmax(weights, dim=-2)
+        return masses.logsumexp(dim=-2).sum(dim=-1)
+
+    def mean(self, outputs: Tensor, extra: Extra) -> Tensor:
+        """Location in levels, within the range; of a mixture the mean of them."""
+        loc, _, weights = self._parts(outputs)
+        loc = loc.clamp(0, 1)
+        if weights is not None:
+            loc = loc * weights.softmax(dim=-2)
+        return (self.levels - 1) * loc.sum(dim=-2)
+
+    def sample(self, outputs: Tensor, extra: Extra, generator: torch.Generator) -> Tensor:
+        """Levels."""
+        loc, log_scale, weights = self._parts(outputs)
+        if weights is not None:
+            chosen = drawn(weights, generator).unsqueeze(-2)
+            loc, log_scale = loc.gather(-2, chosen), log_scale.gather(-2, chosen)
+        u = torch.rand(loc.shape, generator=generator, dtype=loc.dtype, device=loc.device)
+        x = loc + log_scale.exp() * u.clamp(TINY, 1 - TINY).logit()
+        return ((self.levels - 1) * x).round().clamp(0, self.levels - 1).squeeze(-2)
+
+    def _parts(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        if self.num_components == 1:
+            loc, log_scale = outputs.chunk(2, dim=-2)
+            return loc, log_scale.clamp(min=_NARROW), None
+        loc, log_scale, weights = outputs.chunk(3, dim=-2)
+        return loc, log_scale.clamp(min=_NARROW), weights

@@ -1,0 +1,288 @@
+"""A trained autoencoder: codes, pictures, likelihoods with error bars, and what its latents do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Normal
+
+from probcalc._random import child, draw_seed
+from probcalc.inference.hierarchical import Bound
+from probcalc.models.vae.chain import Chain, rows_at_a_time
+from probcalc.models.vae.diagnosis import Diagnosis, diagnosis
+from probcalc.models.vae.evidence import Weighed, joined
+from probcalc.result import Estimate
+from probcalc.training.checkpoint import save_checkpoint
+from probcalc.training.loop import TrainResult
+
+
+@dataclass(frozen=True, eq=False)
+class VAEFit:
+    """The network with its values.
+
+    Args:
+        chain: Bodies, heads, priors and decoder.
+        event: Shape of a row.
+        training: How it went; None for a model from a file.
+        num_rows: Rows that it was trained on.
+    """
+
+    chain: Chain
+    event: tuple[int, ...]
+    training: TrainResult | None
+    num_rows: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether training met nothing that is not finite."""
+        return self.training is None or self.training.ok
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, " n *event"], condition: Tensor | None = None) -> Normal:
+        """q(z|x), a normal ``(n, d)``; of several levels along the path of their means."""
+        x = self._rows(x)
+        evidence = self._evidence(x, condition)
+        eps = x.new_zeros(len(x), 1, sum(self.chain.dims))
+        levels = [q for q, _ in self.chain.draw(evidence, eps)[1]]
+        loc = torch.cat([q.loc.expand(len(x), 1, -1) for q in levels], dim=-1)[:, 0]
+        log_scale = torch.cat([q.log_scale.expand(len(x), 1, -1) for q in levels], dim=-1)[:, 0]
+        return Normal(loc, log_scale.exp())
+
+    @torch.no_grad()
+    def decode(
+        self, z: Float[Tensor, "n d"], condition: Tensor | None = None
+    ) -> Float[Tensor, " n *event"]:
+        """Mean pixels at latents of the first level, or of all."""
+        return self._pixels(z[:, None], condition, None)
+
+    def reconstruct(
+        self, x: Float[Tensor, " n *event"], condition: Tensor | None = None
+    ) -> Float[Tensor, " n *event"]:
+        """Mean pixels at the mean codes."""
+        return self.decode(self.encode(x, condition).mean, condition)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        condition: Tensor | None = None,
+        mean: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, " n *event"]:
+        """New rows.
+
+        Args:
+            n: How many.
+            condition: Of each, ``(n, c)``.
+            mean: Whether pixels are means given the latents, which look smoother, not draws.
+            generator: Source of randomness.
+        """
+        stream = child(draw_seed(generator), 0, self.chain.beta.device)
+        z = self.chain.descend(self.chain.top.sample(n, stream), stream)
+        return self._pixels(z, condition, None if mean else stream)
+
+    @torch.no_grad()
+    def elbo(
+        self,
+        x: Float[Tensor, " n *event"],
+        *,
+        condition: Tensor | None = None,
+        num_draws: int = 32,
+        confidence: float = 0.99,
+        generator: torch.Generator | None = None,
+    ) -> Estimate:
+        """Mean evidence lower bound of these rows, in nats a row.
+
+        The bar is that of the draws; `diagnostics["data_std_error"]` is the standard error of the
+        mean over rows, for rows to come.
+        """
+        bounds = torch.cat([b.elbo for b in self._bounds(x, condition, num_draws, generator)])
+        return _mean_of_rows(bounds, confidence, f"ELBO, {num_draws} draws a row")
+
+    @torch.no_grad()
+    def log_likelihood(
+        self,
+        x: Float[Tensor, " n *event"],
+        *,
+        condition: Tensor | None = None,
+        num_importance: int = 5_000,
+        confidence: float = 0.99,
+        generator: torch.Generator | None = None,
+    ) -> Estimate:
+        """Mean of ln p(x) over these rows, in nats a row, by importance weights.
+
+        The estimate is low in the mean. How much is left is told from how much the last tenfold
+        of draws brought, and from the tail of the weights: the bias falls like K^(1 − 1/k̂) for
+        tails of index 1/k̂, like 1/K for light ones. The bar includes it.
+
+        Args:
+            x: Rows.
+            condition: Of each.
+            num_importance: Draws of q(z|x) for every row.
+            confidence: Of the bar.
+            generator: Source of randomness.
+
+        Returns:
+            Estimate, with `each` (rows), `ess` (effective draws of a row), `khat`, `curve` (the
+            bound by number of draws) and `data_std_error` in its diagnostics. Flagged where the
+            mean weight of many rows may not exist: the guide misses mass there.
+
+        Raises:
+            ValueError: If there are fewer than two draws.
+        """
+        if num_importance < 2:
+            raise ValueError(f"`num_importance` must be at least 2, got {num_importance}.")
+        stream, parts = self._stream(generator), []
+        for rows, told in self._chunks(x, condition, max(1, num_importance // 50)):
+            log_w = self._log_weights(rows, told, num_importance, stream)
+            parts.append(Weighed.of(log_w))
+        return joined(parts).estimate(confidence, num_importance)
+
+    @torch.no_grad()
+    def diagnose(
+        self,
+        x: Float[Tensor, " n *event"],
+        *,
+        condition: Tensor | None = None,
+        num_draws: int = 16,
+        generator: torch.Generator | None = None,
+    ) -> Diagnosis:
+        """What the latents carry: rate, distortion, active units, mutual information."""
+        stream = self._stream(generator)
+        bounds = list(self._bounds(x, condition, num_draws, stream))
+        bound = Bound(
+            torch.cat([b.reconstruction for b in bounds]), torch.cat([b.kl for b in bounds], dim=1)
+        )
+        q, units = self.encode(x, condition), []
+        rows = self._rows(x)
+        for part, told in self._chunks(x, condition, 1):
+            evidence = self._evidence(part, told)
+            eps = torch.randn(
+                (len(part), num_draws, sum(self.chain.dims)),
+                generator=stream,
+                dtype=rows.dtype,
+                device=rows.device,
+            )
+            units.append(self._unit_kl(evidence, eps))
+        return diagnosis(bound, q, torch.cat(units).mean(dim=0), self.chain.dims, stream)
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the values to a folder, checked by sums, without code in it.
+
+        Read by `VAE.load` with the settings of this model.
+        """
+        condition = self._condition_width()
+        record = {"event": list(self.event), "condition": condition, "num_rows": self.num_rows}
+        return save_checkpoint(Path(folder), 0, self.chain.state_dict(), record)
+
+    def _condition_width(self) -> int:
+        first = next(m for m in self.chain.decoder.modules() if isinstance(m, torch.nn.Linear))
+        return first.in_features - self.chain.dims[0]
+
+    def _unit_kl(self, evidence: dict[str, Tensor], eps: Tensor) -> Float[Tensor, "n b"]:
+        """KL of every latent; of the last level to N(0, 1) where its prior is not normal."""
+        units = []
+        for q, p in self.chain.draw(evidence, eps)[1]:
+            p_loc, p_log = (0.0, 0.0) if p is None else (p.loc, p.log_scale)
+            r = 2 * (q.log_scale - p_log)
+            away = (q.loc - p_loc) * (torch.as_tensor(-p_log).exp())
+            units.append((0.5 * (torch.expm1(r) - r + away.square())).mean(dim=1))
+        return torch.cat(units, dim=-1)
+
+    def _stream(self, generator: torch.Generator | None) -> torch.Generator:
+        return child(draw_seed(generator), 0, self.chain.beta.device)
+
+    def _rows(self, x: Tensor) -> Float[Tensor, "n p"]:
+        """Flat rows on the network's device.
+
+        Raises:
+            ValueError: If rows have another shape, or the likelihood does not fit them.
+        """
+        if tuple(x.shape[1:]) != self.event:
+            raise ValueError(
+                f"rows must have the shape {self.event} of those in training, got "
+                f"{tuple(x.shape[1:])}."
+            )
+        self.chain.likelihood.check(x)
+        return x.flatten(1).to(self.chain.beta)
+
+    def _evidence(self, x: Tensor, condition: Tensor | None) -> dict[str, Tensor]:
+        told = None if condition is None else condition.to(x)
+        return self.chain.evidence(x, self.event, told)
+
+    def _chunks(
+        self, x: Tensor, condition: Tensor | None, num_draws: int
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        rows = self._rows(x)
+        fits = rows_at_a_time(rows.shape[1], self.chain.likelihood.num_outputs)
+        size = max(1, fits // num_draws)
+        told = None if condition is None else condition.to(rows)
+        for i in range(0, len(rows), size):
+            yield rows[i : i + size], None if told is None else told[i : i + size]
+
+    def _bounds(
+        self,
+        x: Tensor,
+        condition: Tensor | None,
+        num_draws: int,
+        generator: torch.Generator | None,
+    ) -> Iterator[Bound]:
+        stream = self._stream(generator)
+        for rows, told in self._chunks(x, condition, num_draws):
+            seen = self.chain.likelihood.seen(rows, stream)
+            eps = torch.randn(
+                (len(rows), num_draws, sum(self.chain.dims)),
+                generator=stream,
+                dtype=rows.dtype,
+                device=rows.device,
+            )
+            yield self.chain.bound(seen, self._evidence(seen, told), eps, told)
+
+    def _log_weights(
+        self, x: Tensor, condition: Tensor | None, num: int, stream: torch.Generator
+    ) -> Float[Tensor, "n k"]:
+        """Log weights of many draws, some of them at a time, in float64."""
+        x = self.chain.likelihood.seen(x, stream)
+        evidence = self._evidence(x, condition)
+        fits = rows_at_a_time(x.shape[1], self.chain.likelihood.num_outputs)
+        size, parts = max(1, fits // len(x)), []
+        for i in range(0, num, size):
+            shape = (len(x), min(size, num - i), sum(self.chain.dims))
+            eps = torch.randn(shape, generator=stream, dtype=x.dtype, device=x.device)
+            z, levels = self.chain.draw(evidence, eps)
+            log_p = self.chain.log_prior(levels, z) + self.chain.reconstruction(z, x, condition)
+            parts.append(log_p.double() - self.chain.log_q(levels, z).double())
+        return torch.cat(parts, dim=1)
+
+    def _pixels(
+        self, z: Float[Tensor, "n 1 b"], condition: Tensor | None, stream: torch.Generator | None
+    ) -> Float[Tensor, " n *event"]:
+        told = None if condition is None else condition.to(z)
+        outputs = self.chain.outputs(z, told)[:, 0]
+        likelihood, extra = self.chain.likelihood, dict(self.chain.extra)
+        flat = (
+            likelihood.mean(outputs, extra)
+            if stream is None
+            else likelihood.sample(outputs, extra, stream)
+        )
+        return flat.reshape(len(z), *self.event)
+
+
+def _mean_of_rows(bounds: Float[Tensor, "n k"], confidence: float, method: str) -> Estimate:
+    """Mean over rows and draws; the draws of a row are replicates."""
+    n, k = bounds.shape
+    replicates = bounds.double().mean(dim=0)
+    estimate = Estimate.from_replicates(
+        replicates, confidence=confidence, num_evals=n * k, method=method
+    )
+    each = bounds.double().mean(dim=1)
+    spread = float(each.std() / math.sqrt(n)) if n > 1 else math.inf
+    estimate.diagnostics["data_std_error"] = spread
+    return estimate

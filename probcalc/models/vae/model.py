@@ -1,0 +1,295 @@
+r"""Variational autoencoders: p(x) = ∫ p(x|z) p(z) dz with networks for p(x|z) and for q(z|x).
+
+Encoder and decoder are trained together on the evidence lower bound, in nats a row: the sum over
+pixels, the mean over rows, the KL with weight one unless it is asked otherwise. Kingma & Welling
+(2014), Auto-encoding variational Bayes; Rezende, Mohamed & Wierstra (2014).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from probcalc._check import require_finite
+from probcalc._random import child, draw_seed
+from probcalc.inference.elbo import draws_of
+from probcalc.inference.objectives import Objective
+from probcalc.models.vae.chain import Chain, ChainGuide, Ladder
+from probcalc.models.vae.fitted import VAEFit
+from probcalc.models.vae.likelihoods import Bernoulli, Likelihood
+from probcalc.models.vae.networks import Perceptron, seeded
+from probcalc.models.vae.priors import StandardNormal
+from probcalc.optimization.first_order import Adam
+from probcalc.optimization.schedule import CosineSchedule
+from probcalc.training.checkpoint import load_checkpoint
+from probcalc.training.loop import train
+
+_BATCH, _EPOCHS = 128, 200
+
+
+@dataclass(frozen=True, eq=False)
+class VAE:
+    """Settings of the model.
+
+    Args:
+        latent_dim: Latents; a tuple for several levels, next to the data first.
+        likelihood: Of the pixels.
+        encoder: `Perceptron`, `Convolutional`, or a module from rows ``(n, *event)`` to features;
+            with as many as twice the latents of a single level they are means and log scales.
+        decoder: `Perceptron`, `Convolutional`, or a module from latents ``(n, d)`` to the
+            likelihood's numbers ``(n, k, *event)``. A condition is joined to the inputs of both.
+        prior: Of the last level.
+        merge: How the levels below the last see data and prior: `Ladder()` or `TopDown()`.
+        objective: What is maximised; None: the ELBO with the KL of every level in closed form.
+            `ImportanceWeighted(k)`, `ELBO(StickTheLanding())` and the others go as for guides.
+        num_draws: Draws of the latents for a row in a step; a multiple for bounds of several.
+        beta: Weight of the KL in training, or a function of the step (a warm-up, cycles).
+        free_nats: KL of a level, mean over a batch, below which it is not pushed down.
+
+    >>> x = (torch.arange(400).reshape(100, 4) % 3 == 0).float()
+    >>> seed = torch.Generator().manual_seed(0)
+    >>> fit = VAE(latent_dim=2).fit(x, max_epochs=200, generator=seed)
+    >>> fit.sample(5, generator=seed).shape
+    torch.Size([5, 4])
+    """
+
+    latent_dim: int | tuple[int, ...] = 8
+    likelihood: Likelihood = Bernoulli()  # noqa: RUF009 (frozen)
+    encoder: Any = Perceptron()  # noqa: RUF009
+    decoder: Any = Perceptron()  # noqa: RUF009
+    prior: Any = StandardNormal()  # noqa: RUF009
+    merge: Any = Ladder()  # noqa: RUF009
+    objective: Objective | None = None
+    num_draws: int = 1
+    beta: float | Callable[[int], float] = 1.0
+    free_nats: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: If a number is out of range, or settings exclude each other.
+        """
+        if min(self.dims) < 1 or self.num_draws < 1 or not self.free_nats >= 0:
+            raise ValueError(
+                "`VAE` needs latent_dim and num_draws of at least 1 and free_nats of at least 0, "
+                f"got {self.latent_dim}, {self.num_draws}, {self.free_nats}."
+            )
+        is_plain = self.free_nats == 0 and self.beta == 1.0
+        if self.objective is not None and not is_plain:
+            raise ValueError(
+                "`beta` and `free_nats` weigh the KL of the ELBO in closed form: leave "
+                "`objective` out."
+            )
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Latents of every level."""
+        return (self.latent_dim,) if isinstance(self.latent_dim, int) else tuple(self.latent_dim)
+
+    def fit(
+        self,
+        x: Tensor,
+        *,
+        condition: Tensor | None = None,
+        validation: Tensor | tuple[Tensor, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+        **settings: Any,
+    ) -> VAEFit:
+        """Train on rows.
+
+        Args:
+            x: Shape ``(n, *event)``.
+            condition: Shape ``(n, c)``: what encoder and decoder are told of every row.
+            validation: Other rows, or rows and their conditions, watched every epoch.
+            generator: Source of the starts, the order of rows and the draws.
+            **settings: Of `train`; by default Adam at 2e-3 falling along a cosine, batches of
+                128, 200 epochs.
+
+        Raises:
+            ValueError: If the likelihood does not fit the data, or shapes do not match.
+        """
+        x = _checked("x", x, self.likelihood)
+        seed = draw_seed(generator)
+        data = _joined(x, condition)
+        chain = self._built(x, 0 if condition is None else condition.shape[1], seed)
+        chosen = self._settings(len(x), settings)
+        if validation is not None:
+            rows = validation if isinstance(validation, tuple) else (validation,)
+            _checked("validation", rows[0], self.likelihood)
+            chosen["validation"] = _joined(*rows)
+        event = tuple(x.shape[1:])
+        result = train(self._loss(event), chain, data, generator=child(seed, 1), **chosen)
+        if result.averaged is not None:
+            chain.load_state_dict({**chain.state_dict(), **result.averaged})
+        return VAEFit(chain.eval().requires_grad_(False), event, result, len(x))
+
+    def load(self, path: Path | str) -> VAEFit:
+        """What `VAEFit.save` wrote of a model with these settings.
+
+        Raises:
+            CheckpointError: If the file is damaged, or no file of ours.
+            ValueError: If it is of other settings.
+        """
+        tensors, record = load_checkpoint(path)
+        event, condition = tuple(record["event"]), record["condition"]
+        kind = {"dtype": tensors["beta"].dtype}
+        example = torch.zeros(2, *event, **kind)
+        chain = self._built(example, condition, seed=0)
+        own = chain.state_dict()
+        for name in sorted(own.keys() | tensors.keys()):
+            shapes = [tuple(t[name].shape) if name in t else None for t in (tensors, own)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"the file is of another model: {name} has the shape {shapes[0]} there and "
+                    f"{shapes[1]} here."
+                )
+        chain.load_state_dict(tensors)
+        return VAEFit(chain.eval().requires_grad_(False), event, None, record["num_rows"])
+
+    def _settings(self, n: int, given: dict[str, Any]) -> dict[str, Any]:
+        chosen = {"batch_size": _BATCH, **given}
+        if not chosen.keys() & {"max_epochs", "max_steps"}:
+            chosen["max_epochs"] = _EPOCHS
+        if not chosen.keys() & {"optimizer", "schedule"}:
+            size = min(chosen["batch_size"] or n, n)
+            steps = chosen.get("max_steps") or chosen["max_epochs"] * math.ceil(n / size)
+            chosen |= {"optimizer": Adam(2e-3), "schedule": CosineSchedule(max(2, steps))}
+        schedule = self.beta if callable(self.beta) else (lambda _: self.beta)
+        chosen["schedules"] = {"beta": schedule, **chosen.get("schedules", {})}
+        return chosen
+
+    def _loss(self, event: tuple[int, ...]) -> Callable[..., Any]:
+        """Minus the bound, with rate and distortion beside it."""
+
+        def loss(chain: Chain, batch: Any, generator: torch.Generator) -> Any:
+            x, condition = batch if isinstance(batch, tuple) else (batch, None)
+            x = self.likelihood.seen(x.flatten(1), generator)
+            evidence = chain.evidence(x, event, condition)
+            guide = ChainGuide(chain)
+            count = self.num_draws
+            if self.objective is not None:
+                count = draws_of(guide, self.objective, count, paired=False)
+            shape = (len(x), count, sum(self.dims))
+            eps = torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
+            if self.objective is None:
+                bound = chain.bound(x, evidence, eps, condition)
+                metrics = {
+                    "elbo": bound.elbo.detach().mean(),
+                    "rate": bound.rate.detach().mean(),
+                    "distortion": -bound.reconstruction.detach().mean(),
+                }
+                return -bound.tempered(chain.beta, self.free_nats), metrics
+
+            def log_joint(z: Tensor) -> Tensor:
+                levels = chain.posteriors(evidence, z)
+                return chain.log_prior(levels, z) + chain.reconstruction(z, x, condition)
+
+            terms = self.objective.terms(log_joint, guide, evidence, eps)
+            return -terms.mean(), {"bound": terms.detach().mean()}
+
+        return loss
+
+    def _built(self, x: Tensor, condition: int, seed: int) -> Chain:
+        build = lambda: self._modules(x, condition, seed)  # noqa: E731
+        return seeded(build, seed).to(x.device, x.dtype)
+
+    def _modules(self, x: Tensor, condition: int, seed: int) -> Chain:
+        event, dims, flat = tuple(x.shape[1:]), self.dims, x.flatten(1)
+        # what the user gives is the start of every fit, and stays as it is
+        between = self.encoder if not isinstance(self.encoder, nn.Module) else Perceptron()
+        body, width = self._encoder(x, condition)
+        bodies, heads, downs, priors = [body], [], [], []
+        for i, d in enumerate(dims):
+            if i:
+                net, width = between.features(width)
+                bodies.append(net)
+            below = 0
+            if i < len(dims) - 1:
+                net, below = between.features(dims[i + 1])
+                downs.append(net)
+                priors.append(nn.Linear(below, 2 * d))
+            own = isinstance(self.encoder, nn.Module) and len(dims) == 1 and width == 2 * d
+            is_last = i == len(dims) - 1
+            fan_in = width if is_last else self.merge.width(width, below)
+            heads.append(nn.Identity() if own else nn.Linear(fan_in, 2 * d))
+        bias = None
+        if isinstance(self.decoder, nn.Module):
+            decoder = self._own_decoder(dims[0] + condition, event, x)
+        else:
+            decoder = self.decoder.decoder(dims[0] + condition, self.likelihood.num_outputs, event)
+            bias = self.likelihood.start(flat)
+        return Chain(
+            bodies,
+            heads,
+            downs,
+            priors,
+            self.prior.build(dims[-1], self.likelihood.encoded(flat).reshape(x.shape), seed),
+            decoder,
+            bias,
+            self.likelihood.extra(flat),
+            self.likelihood,
+            self.merge,
+            dims,
+        )
+
+    def _encoder(self, x: Tensor, condition: int) -> tuple[nn.Module, int]:
+        event = tuple(x.shape[1:])
+        if not isinstance(self.encoder, nn.Module):
+            return self.encoder.encoder(event, condition)
+        example = (
+            x[:2]
+            if not condition
+            else torch.cat([x[:2].flatten(1), x.new_zeros(len(x[:2]), condition)], dim=1)
+        )
+        own = copy.deepcopy(self.encoder)
+        got = own(example)
+        if got.ndim != 2 or len(got) != len(example):
+            raise ValueError(
+                f"the encoder must map rows {tuple(example.shape)} to features (n, f), got "
+                f"{tuple(got.shape)}."
+            )
+        return own, got.shape[1]
+
+    def _own_decoder(self, dim: int, event: tuple[int, ...], x: Tensor) -> nn.Module:
+        own = copy.deepcopy(self.decoder)
+        got = own(x.new_zeros(2, dim))
+        k, pixels = self.likelihood.num_outputs, math.prod(event)
+        if got.numel() != 2 * k * pixels:
+            raise ValueError(
+                f"the decoder must map latents (n, {dim}) to {k} × {pixels} numbers a row for "
+                f"{type(self.likelihood).__name__}, got {tuple(got.shape)} for two rows."
+            )
+        return own
+
+
+def _checked(name: str, x: Tensor, likelihood: Likelihood) -> Tensor:
+    """Rows that a likelihood takes.
+
+    Raises:
+        ValueError: If there are none, or numbers are not finite or not the likelihood's.
+    """
+    if x.ndim < 2 or not len(x):
+        raise ValueError(f"`{name}` must be rows (n, *event), n at least 1: got {tuple(x.shape)}.")
+    if not x.is_floating_point():
+        x = x.to(torch.get_default_dtype())
+    require_finite(name, x)
+    likelihood.check(x)
+    return x
+
+
+def _joined(x: Tensor, condition: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    if condition is None:
+        return x
+    if condition.ndim != 2 or len(condition) != len(x):
+        raise ValueError(
+            f"`condition` must have shape ({len(x)}, c), got {tuple(condition.shape)}."
+        )
+    return x, condition.to(x)
