@@ -20,7 +20,7 @@ from probcalc._tree import Layout
 from probcalc.inference.convergence import Iterates, standard_error, symmetrised_kl
 from probcalc.inference.objectives import Objective
 from probcalc.inference.step import Step, ValueAndGrad, fisher_scale, step_of
-from probcalc.training.run import LossAndGradients
+from probcalc.training.gradients import LossAndGradients
 
 CHECK = 100  # steps from one look at convergence to the next
 _PATIENCE = 100  # steps in a row that are not finite

@@ -48,7 +48,7 @@ def _module(run: Run, batch: Any) -> str | None:
     if run.module is None:
         return None
     generator = torch.Generator(run.device).manual_seed(0)
-    return first_broken_module(run.module, lambda: run.evaluate(batch, generator))
+    return first_broken_module(run.module, lambda: run.gradients.evaluate(batch, generator))
 
 
 def _described(t: Tensor) -> dict[str, Any]:

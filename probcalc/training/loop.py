@@ -77,6 +77,12 @@ class TrainSettings:
     callbacks: tuple[Callable[[Engine], None], ...]
     stop: Callable[[int], str] | None = None
     schedules: dict[str, Callable[[int], float]] = field(default_factory=dict)
+    accumulate: int = 1
+    autocast: torch.dtype | None = None
+    compiled: bool = False
+    max_seconds: float | None = None
+    csv: bool = False
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -85,7 +91,8 @@ class TrainSettings:
             ValueError: If there is no end, a number is not positive, or files are asked for
                 without a folder.
         """
-        for name in ("max_epochs", "max_steps", "log_every", "check_every", "save_every"):
+        counts = ("max_epochs", "max_steps", "log_every", "check_every", "save_every")
+        for name in (*counts, "accumulate"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
@@ -93,8 +100,11 @@ class TrainSettings:
             raise ValueError("give `max_steps` or `max_epochs`: training has no end by itself.")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"`clip_norm` must be positive, got {self.clip_norm}.")
-        if self.folder is None and (self.save_every is not None or self.resume):
-            raise ValueError("`save_every` and `resume` need a `folder` for the files.")
+        files = self.save_every is not None or self.resume or self.csv or self.tensorboard
+        if self.folder is None and files:
+            raise ValueError(
+                "`save_every`, `resume`, `csv` and `tensorboard` need a `folder` for the files."
+            )
 
 
 def train(
@@ -121,6 +131,12 @@ def train(
     progress: bool | None = None,
     callbacks: Iterable[Callable[[Engine], None]] = (),
     stop: Callable[[int], str] | None = None,
+    accumulate: int = 1,
+    autocast: torch.dtype | None = None,
+    compiled: bool = False,
+    max_seconds: float | None = None,
+    csv: bool = False,
+    tensorboard: bool = False,
     generator: torch.Generator | None = None,
 ) -> TrainResult:
     """Minimise an objective whose gradients are noisy, or that is given batch by batch.
@@ -158,7 +174,18 @@ def train(
         stop: Called with the number of steps after each of them; words end the run and are its
             reason, empty ones do not. What it remembers between calls is to be in the buffers of
             a module, which are saved.
+        accumulate: Batches an update, whose gradients are added: a larger batch in less memory.
+        autocast: `torch.bfloat16`, or on a GPU `torch.float16`, to compute in.
+        compiled: Whether to compile the objective; where that fails it runs as it is, and
+            `diagnostics["compiled"]` says why.
+        max_seconds: Time after which the run ends, its state saved.
+        csv: Whether to write the history to `history.csv` too.
+        tensorboard: And for TensorBoard.
         generator: Source of randomness; one seed is drawn from it.
+
+    Under `torchrun` the processes share every batch, whose size stays that of all together; the
+    first one writes the files. Ctrl-C and SIGTERM end the run after the step at hand, its state
+    saved, and are passed on then (exit codes 130 and 143 of a program).
 
     Returns:
         The parameters, the history, and why it ended.
@@ -200,6 +227,12 @@ def train(
         callbacks=tuple(callbacks),
         stop=stop,
         schedules=schedules or {},
+        accumulate=accumulate,
+        autocast=autocast,
+        compiled=compiled,
+        max_seconds=max_seconds,
+        csv=csv,
+        tensorboard=tensorboard,
     )
     run = Run(objective, params_or_module, data, settings, draw_seed(generator))
     run.go()

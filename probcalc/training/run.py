@@ -7,8 +7,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +22,11 @@ from probcalc.training.batches import Loaded, batches_of
 from probcalc.training.callbacks import Averaged, Best
 from probcalc.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from probcalc.training.fault import write_report
-from probcalc.training.history import History, Window
+from probcalc.training.gradients import Gradients
+from probcalc.training.history import History, Window, files
+from probcalc.training.interrupts import Interrupts
+from probcalc.training.parallel import joined
+from probcalc.training.precision import Precision
 
 if TYPE_CHECKING:
     from probcalc.training.loop import TrainSettings
@@ -32,21 +34,6 @@ if TYPE_CHECKING:
 _SHUFFLE, _NOISE, _VALIDATION = range(3)  # streams of the run's seed
 _FEW = 32  # tensors up to which numbers are read one by one
 _FAR_CHECK = 25  # steps from look to look on devices that a look would wait for
-
-
-@dataclass(frozen=True, eq=False)
-class LossAndGradients:
-    """What an objective may return that differentiates itself, such as a captured graph.
-
-    Args:
-        loss: A scalar.
-        gradients: Of the loss, by name of the parameter.
-        metrics: Scalars, by name.
-    """
-
-    loss: Tensor
-    gradients: dict[str, Tensor]
-    metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Run:
@@ -60,7 +47,7 @@ class Run:
         settings: TrainSettings,
         seed: int,
     ) -> None:
-        self.objective, self.settings, self.seed = objective, settings, seed
+        self.settings, self.seed = settings, seed
         self.subject, self.params, self.buffers = _leaves(subject)
         self.module = subject if isinstance(subject, nn.Module) else None
         self.leaves = list(self.params.values())
@@ -69,8 +56,15 @@ class Run:
                 f"`schedules` are of buffers of the module; it has none named {min(unknown)!r}."
             )
         self.device = self.leaves[0].device
+        self.share = joined(self.device)
+        self.precision = Precision(settings.autocast, self.device)
+        self.gradients = Gradients(
+            objective, self.subject, self.params, self.precision, self.share, settings.compiled
+        )
+        self.interrupts = Interrupts(settings.max_seconds)
         self.batches = batches_of(data, settings.batch_size, seed, self.device)
-        self.epoch_length = self.batches.length or settings.max_steps
+        length = self.batches.length
+        self.epoch_length = max(1, length // settings.accumulate) if length else settings.max_steps
         if self.epoch_length is None:
             raise ValueError("the length of `data` is not known: give `max_steps`.")
         self.num_steps = min(
@@ -81,11 +75,13 @@ class Run:
         self.check_every = settings.check_every or (1 if self.device.type == "cpu" else _FAR_CHECK)
         self.averaged = None if settings.ema is None else Averaged(settings.ema, self.params)
         self.best = None if settings.early_stopping is None else Best(settings.early_stopping)
-        self.window, self.history = Window(), History(_file(settings.folder, "history.jsonl"))
+        self.window = Window()
+        self.history = History(*files(settings, self.share.rank))
         self.epoch_losses: list[Tensor] = []
         self.noise = child(seed, _NOISE, self.device)
         self.step_number, self.norms = 0, []
         self.status, self.reason, self.stopped = Status.OK, "", False
+        self.interrupted = False
         self.diagnostics: dict[str, Any] = {}
         self.good: dict[str, Any] | None = None
         self.begun = time.perf_counter()
@@ -109,7 +105,8 @@ class Run:
             else:
                 self.history.restore([])
         if self.step_number < self.num_steps and not self.reason:
-            self._run_engine()
+            with self.interrupts.watched():
+                self._run_engine()
         if not self.reason and self.step_number < self.num_steps:
             self.reason = f"stopped by a callback after {self.step_number:,} steps"
         elif not self.reason:
@@ -117,6 +114,9 @@ class Run:
         if folder is not None and self.status == Status.OK:
             self.save()
         self._record()  # of a window cut short: a run that goes on has the whole of it
+        if self.gradients.note:
+            self.diagnostics["compiled"] = self.gradients.note
+        self.interrupts.raise_again()
         if self.best is not None and self.best.tensors:
             state.put(self.params | self.buffers, self.best.tensors)
 
@@ -155,54 +155,25 @@ class Run:
             self.buffers[name].fill_(schedule(self.step_number))
         looks = (self.step_number + 1) % self.check_every == 0
         kept = [b.clone() for b in self.buffers.values()] if looks and self.buffers else None
-        batch = next(self.batches)
-        engine.state.batch = batch
-        for p in self.leaves:  # `zero_grad` without the profiler's marks
-            p.grad = None
-        loss, metrics, gradients = self.evaluate(batch, self.noise)
-        if gradients is None:
-            loss.backward()
-        else:
-            for name, p in self.params.items():
-                p.grad = gradients.get(name)
+        batches = [next(self.batches) for _ in range(self.settings.accumulate)]
+        batch = engine.state.batch = batches[-1]
+        loss, metrics = self.gradients(batches, self.noise)
         if self.step_number == 0 and not self.settings.allow_unused:
             self._refuse_unused()
+        if self.precision.scaler is not None:
+            self.precision.unscale(self.optimizer)
+            looks = False  # the scaler sees to what is not finite
         if self.settings.clip_norm is not None or looks:
             self._measure()
         if looks and not self._sound(loss):
             self._stop_at_fault(engine, loss, batch, kept)
-            return loss.detach()
-        self.optimizer.step()
+            return loss
+        self.precision.step(self.optimizer)
         if self.averaged is not None:
             self.averaged.update()
         self.step_number += 1
-        self._after(engine, loss.detach(), metrics, looks)
-        return loss.detach()
-
-    def evaluate(
-        self, batch: Any, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor] | None]:
-        """Loss, metrics, and gradients where the objective brings them.
-
-        Raises:
-            ValueError: If the loss is no scalar.
-            TypeError: If the objective returns something else.
-        """
-        out, gradients = self.objective(self.subject, batch, generator), None
-        if isinstance(out, LossAndGradients):
-            loss, metrics, gradients = out.loss, out.metrics, out.gradients
-        else:
-            loss, metrics = out if isinstance(out, tuple) else (out, {})
-        if not torch.is_tensor(loss):
-            raise TypeError(
-                f"the objective must return a scalar tensor, got {type(loss).__name__}."
-            )
-        if loss.ndim:
-            raise ValueError(
-                f"the objective must return a scalar loss, got shape {tuple(loss.shape)}; take "
-                "its mean or sum."
-            )
-        return loss, metrics, gradients
+        self._after(engine, loss, metrics, looks)
+        return loss
 
     def _after(
         self, engine: Engine, loss: Tensor, metrics: dict[str, Tensor], looked: bool
@@ -216,6 +187,9 @@ class Run:
             if self.reason:
                 self.stopped = True
                 engine.terminate()
+        if not self.reason and (why := self.interrupts.reason):
+            self.reason, self.interrupted = why, True
+            engine.terminate()
         if looked and self.check_every > 1:
             self.good = state.snapshot(self)
         if k % settings.log_every == 0:
@@ -293,7 +267,7 @@ class Run:
             for _ in range(batches.length or 1):
                 batch = next(batches)
                 weight = 1 if batches.rows is None else len(batches.rows)
-                total = total + weight * self.evaluate(batch, noise)[0].double()
+                total = total + weight * self.gradients.evaluate(batch, noise)[0].double()
                 count += weight
         return float(total / count)
 
@@ -327,7 +301,9 @@ class Run:
         engine.terminate()
 
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint; of several processes the first one does."""
+        if self.share.rank:
+            return
         tensors, record = state.collected(self)
         save_checkpoint(self.settings.folder, self.step_number, tensors, record)
 
@@ -371,10 +347,6 @@ def _optimizer(given: Any, leaves: list[Tensor]) -> torch.optim.Optimizer:
         return given(leaves)
     fused = all(p.device.type in {"cpu", "cuda"} for p in leaves)
     return given.optimizer(leaves, fused=fused)
-
-
-def _file(folder: Path | None, name: str) -> Path | None:
-    return None if folder is None else folder / name
 
 
 def _quiet() -> logging.Logger:

@@ -74,6 +74,7 @@ def collected(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "optimizer": type(run.optimizer).__name__,
         "memory": numbers,
         "batches": run.batches.state(),
+        "scaler": run.precision.state(),
         "best": None if run.best is None else [run.best.loss, run.best.waited],
         "window": list(run.window.names),
         "history": run.history.records,
@@ -97,6 +98,7 @@ def restore(run: Run, tensors: dict[str, Tensor], record: dict[str, Any]) -> Non
         index, key = name.split(".", 1)
         memory.setdefault(int(index), {})[key] = value
     _remember(run, memory)
+    run.precision.restore(record.get("scaler", {}))
     if run.averaged is not None:
         put(run.averaged.tensors, _of("averaged", tensors))
     if run.best is not None:

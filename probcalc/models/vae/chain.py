@@ -31,9 +31,13 @@ class Ladder:
         """Inputs of the head."""
         return features
 
-    def merged(self, head: nn.Module, h: Tensor, above: Tensor, p: Normals) -> Normals:
+    def seen(self, head: nn.Module, h: Tensor) -> Tensor:
+        """What can be told of a row before the draws above are known."""
+        return head(h)
+
+    def merged(self, head: nn.Module, seen: Tensor, above: Tensor, p: Normals) -> Normals:
         """The posterior of a level, given the draws above it."""
-        e = _normals(head(h))
+        e = _normals(seen)
         weight = torch.sigmoid(2 * (p.log_scale - e.log_scale))  # of the data
         log_precision = torch.logaddexp(-2 * e.log_scale, -2 * p.log_scale)
         return Normals(weight * e.loc + (1 - weight) * p.loc, -0.5 * log_precision)
@@ -47,9 +51,13 @@ class TopDown:
         """Inputs of the head."""
         return features + below
 
-    def merged(self, head: nn.Module, h: Tensor, above: Tensor, p: Normals) -> Normals:
+    def seen(self, head: nn.Module, h: Tensor) -> Tensor:
+        """What can be told of a row before the draws above are known."""
+        return h
+
+    def merged(self, head: nn.Module, seen: Tensor, above: Tensor, p: Normals) -> Normals:
         """The posterior of a level, given the draws above it."""
-        h = h.expand(*above.shape[:-1], -1)
+        h = seen.expand(*above.shape[:-1], -1)
         step = _normals(head(torch.cat([h, above], dim=-1)))
         loc = p.loc + p.log_scale.exp() * step.loc
         return Normals(loc, p.log_scale + step.log_scale)
@@ -102,11 +110,14 @@ class Chain(nn.Module):
     def evidence(
         self, x: Float[Tensor, "n p"], shape: tuple[int, ...], condition: Tensor | None
     ) -> dict[str, Tensor]:
-        """Features of rows by level, ``(n, f)``."""
+        """What rows say of each level, ``(n, f)``; of the last its means and log scales."""
         rows = self.likelihood.encoded(x)
         rows = rows.reshape(len(x), *shape) if condition is None else rows
-        features = self._features(with_condition(rows, condition))
-        return {f"level{i}": h for i, h in enumerate(features)}
+        *below, last = zip(
+            self.heads, self._features(with_condition(rows, condition)), strict=True
+        )
+        seen = [self.merge.seen(head, h) for head, h in below]
+        return {f"level{i}": t for i, t in enumerate([*seen, last[0](last[1])])}
 
     def draw(
         self, evidence: dict[str, Tensor], eps: Float[Tensor, "n k b"]
@@ -125,11 +136,14 @@ class Chain(nn.Module):
         parts = zip(levels, z.split(self.dims, dim=-1), strict=True)
         return sum(_log_density(q, part) for (q, _), part in parts)
 
-    def log_prior(self, levels: list[tuple[Any, Normals | None]], z: Tensor) -> Tensor:
-        """Log density of the prior at draws, ``(n, k)``."""
-        *below, last = z.split(self.dims, dim=-1)
-        pairs = zip(levels[:-1], below, strict=True)
-        return self.top.log_prob(last) + sum(_log_density(p, part) for (_, p), part in pairs)
+    def log_prior(self, z: Float[Tensor, "n k b"]) -> Float[Tensor, "n k"]:
+        """Log density of the prior at draws."""
+        parts = z.split(self.dims, dim=-1)
+        below = (
+            _log_density(self._prior(level, above)[1], part)
+            for level, (part, above) in enumerate(zip(parts, parts[1:], strict=False))
+        )
+        return self.top.log_prob(parts[-1]) + sum(below)
 
     def reconstruction(
         self, z: Float[Tensor, "n k b"], x: Float[Tensor, "n p"], condition: Tensor | None
@@ -199,7 +213,7 @@ class Chain(nn.Module):
         for level in reversed(range(len(self.dims))):
             h = evidence[f"level{level}"][:, None]
             if not levels:
-                q = _normals(self.heads[level](h))
+                q = _normals(h)
                 p = self.top.normals() if hasattr(self.top, "normals") else None
             else:
                 features, p = self._prior(level, parts[0])
@@ -212,8 +226,8 @@ class Chain(nn.Module):
 class Held(nn.Module):
     """The guide's side of a chain, as objectives ask for it.
 
-    Densities at parameters without derivatives hold the networks' weights too, so that an
-    estimator which differentiates through the draws alone does so.
+    Densities of several levels at parameters without derivatives hold the networks' weights too,
+    so that an estimator which differentiates through the draws alone does so.
     """
 
     def __init__(self, chain: Chain) -> None:
@@ -239,7 +253,7 @@ class ChainGuide:
     def log_prob(self, params: dict[str, Tensor], z: Tensor) -> Tensor:
         """Log density."""
         module = Held(self.chain)
-        if any(t.requires_grad for t in params.values()):
+        if len(self.chain.dims) == 1 or any(t.requires_grad for t in params.values()):
             return module(params, z)
         weights = {name: p.detach() for name, p in module.named_parameters()}
         return torch.func.functional_call(module, weights, (params, z))

@@ -28,15 +28,19 @@ class DiscretizedLogistic:
     Args:
         levels: V.
         num_components: Of the mixture of every pixel.
+        shared_scale: Whether a pixel has the same scales in every row, rather than ones that the
+            decoder gives: fewer numbers to overfit.
     """
 
     levels: int
     num_components: int = 1
+    shared_scale: bool = False
 
     @property
     def num_outputs(self) -> int:
-        """Locations and log scales, and log weights of several components."""
-        return (3 if self.num_components > 1 else 2) * self.num_components
+        """Locations, log scales, and log weights of several components."""
+        kinds = 1 + (not self.shared_scale) + (self.num_components > 1)
+        return kinds * self.num_components
 
     def check(self, x: Tensor) -> None:
         """Whole numbers below V."""
@@ -52,24 +56,25 @@ class DiscretizedLogistic:
 
     def start(self, x: Tensor) -> Tensor:
         """Means and standard deviations, in units of the range; components spread over them."""
-        u, m = self.encoded(x), self.num_components
-        sd = u.std(dim=0).clamp(min=1 / self.levels)
-        places = (
-            torch.linspace(-1, 1, m, dtype=u.dtype) if m > 1 else torch.zeros(1, dtype=u.dtype)
-        )
-        places = places.to(u.device)[:, None]
-        loc = u.mean(dim=0) + places * sd
-        log_scale = (sd * (math.sqrt(3) / math.pi / m)).log().expand_as(loc)
-        weights = [torch.zeros_like(loc)] if m > 1 else []
-        return torch.cat([loc, log_scale, *weights])
+        loc, log_scale = self._marginals(x)
+        scales = [] if self.shared_scale else [log_scale]
+        weights = [torch.zeros_like(loc)] if self.num_components > 1 else []
+        return torch.cat([loc, *scales, *weights])
 
     def extra(self, x: Tensor) -> Extra:
-        """None."""
-        return {}
+        """Log scales by component and pixel, where all rows share them."""
+        return {"log_scale": self._marginals(x)[1].clone()} if self.shared_scale else {}
+
+    def _marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        u, m = self.encoded(x), self.num_components
+        sd = u.std(dim=0).clamp(min=1 / self.levels)
+        places = torch.linspace(-1, 1, m).to(u)[:, None] if m > 1 else 0.0
+        loc = u.mean(dim=0) + places * sd[None]
+        return loc, (sd * (math.sqrt(3) / math.pi / m)).log().expand_as(loc)
 
     def log_prob(self, outputs: Tensor, extra: Extra, x: Tensor) -> Tensor:
         """Masses of the levels."""
-        loc, log_scale, weights = self._parts(outputs)
+        loc, log_scale, weights = self._parts(outputs, extra)
         u, half, rate = self.encoded(x).unsqueeze(-2), 0.5 / (self.levels - 1), (-log_scale).exp()
         upper, lower = (u + half - loc) * rate, (u - half - loc) * rate
         # the outer levels reach to infinity, where both terms below are zero
@@ -85,7 +90,7 @@ class DiscretizedLogistic:
 
     def mean(self, outputs: Tensor, extra: Extra) -> Tensor:
         """Location in levels, within the range; of a mixture the mean of them."""
-        loc, _, weights = self._parts(outputs)
+        loc, _, weights = self._parts(outputs, extra)
         loc = loc.clamp(0, 1)
         if weights is not None:
             loc = loc * weights.softmax(dim=-2)
@@ -93,7 +98,7 @@ class DiscretizedLogistic:
 
     def sample(self, outputs: Tensor, extra: Extra, generator: torch.Generator) -> Tensor:
         """Levels."""
-        loc, log_scale, weights = self._parts(outputs)
+        loc, log_scale, weights = self._parts(outputs, extra)
         if weights is not None:
             chosen = drawn(weights, generator).unsqueeze(-2)
             loc, log_scale = loc.gather(-2, chosen), log_scale.gather(-2, chosen)
@@ -101,9 +106,9 @@ class DiscretizedLogistic:
         x = loc + log_scale.exp() * u.clamp(TINY, 1 - TINY).logit()
         return ((self.levels - 1) * x).round().clamp(0, self.levels - 1).squeeze(-2)
 
-    def _parts(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        if self.num_components == 1:
-            loc, log_scale = outputs.chunk(2, dim=-2)
-            return loc, log_scale.clamp(min=_NARROW), None
-        loc, log_scale, weights = outputs.chunk(3, dim=-2)
-        return loc, log_scale.clamp(min=_NARROW), weights
+    def _parts(self, outputs: Tensor, extra: Extra) -> tuple[Tensor, Tensor, Tensor | None]:
+        parts = list(outputs.split(self.num_components, dim=-2))
+        loc = parts.pop(0)
+        log_scale = extra["log_scale"] if self.shared_scale else parts.pop(0)
+        weights = parts.pop(0) if parts else None
+        return loc, log_scale.clamp(min=_NARROW).expand_as(loc), weights

@@ -257,7 +257,7 @@ class VAEFit:
             shape = (len(x), min(size, num - i), sum(self.chain.dims))
             eps = torch.randn(shape, generator=stream, dtype=x.dtype, device=x.device)
             z, levels = self.chain.draw(evidence, eps)
-            log_p = self.chain.log_prior(levels, z) + self.chain.reconstruction(z, x, condition)
+            log_p = self.chain.log_prior(z) + self.chain.reconstruction(z, x, condition)
             parts.append(log_p.double() - self.chain.log_q(levels, z).double())
         return torch.cat(parts, dim=1)
 

@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid, one_hot
 
+from probcalc.training.parallel import rows_rand
+
 Extra = dict[str, Tensor]
 
 _LEAST = 0.5  # observations added to every count, so that no log probability starts at −∞
@@ -97,7 +99,9 @@ class Bernoulli:
 
     def seen(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Pixels drawn from the data, where these are probabilities."""
-        return torch.bernoulli(x, generator=generator) if self.dynamic else x
+        if not self.dynamic:
+            return x
+        return (rows_rand(*x.shape, generator=generator, like=x) < x).to(x.dtype)
 
     def encoded(self, x: Tensor) -> Tensor:
         """As they are."""

@@ -30,6 +30,7 @@ from probcalc.optimization.first_order import Adam
 from probcalc.optimization.schedule import CosineSchedule
 from probcalc.training.checkpoint import load_checkpoint
 from probcalc.training.loop import train
+from probcalc.training.parallel import rows_randn
 
 _BATCH, _EPOCHS = 128, 200
 
@@ -177,8 +178,7 @@ class VAE:
             count = self.num_draws
             if self.objective is not None:
                 count = draws_of(guide, self.objective, count, paired=False)
-            shape = (len(x), count, sum(self.dims))
-            eps = torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
+            eps = rows_randn(len(x), count, sum(self.dims), generator=generator, like=x)
             if self.objective is None:
                 bound = chain.bound(x, evidence, eps, condition)
                 metrics = {
@@ -189,8 +189,7 @@ class VAE:
                 return -bound.tempered(chain.beta, self.free_nats), metrics
 
             def log_joint(z: Tensor) -> Tensor:
-                levels = chain.posteriors(evidence, z)
-                return chain.log_prior(levels, z) + chain.reconstruction(z, x, condition)
+                return chain.log_prior(z) + chain.reconstruction(z, x, condition)
 
             terms = self.objective.terms(log_joint, guide, evidence, eps)
             return -terms.mean(), {"bound": terms.detach().mean()}

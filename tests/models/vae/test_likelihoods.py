@@ -24,6 +24,8 @@ ALL = {
     "known scale": Gaussian(0.5),
     "shared scale": Gaussian(),
     "scale by pixel": Gaussian(per_pixel=True),
+    "shared logistic": DiscretizedLogistic(5, shared_scale=True),
+    "shared mixture": DiscretizedLogistic(5, num_components=3, shared_scale=True),
     **LEVELS,
 }
 LARGE = 30.0
@@ -127,11 +129,13 @@ def test_log_probabilities_are_sums_over_pixels(generator: torch.Generator):
     """Twice the pixels have twice the nats."""
     for likelihood in ALL.values():
         x = data(likelihood, generator)
-        extra = {k: t.detach() for k, t in likelihood.extra(x).items()}
+        extra = likelihood.extra(x)
         outputs = torch.randn(40, likelihood.num_outputs, 3, generator=generator, **F64)
         one = likelihood.log_prob(outputs, extra, x)
         two = likelihood.log_prob(
-            torch.cat([outputs, outputs], -1), extra, torch.cat([x, x], dim=-1)
+            torch.cat([outputs, outputs], -1),
+            {k: torch.cat([t, t], -1) if t.ndim else t for k, t in extra.items()},
+            torch.cat([x, x], dim=-1),
         )
         torch.testing.assert_close(two, 2 * one)
 
@@ -142,6 +146,16 @@ def test_dynamic_pixels_are_drawn_anew(generator: torch.Generator):
     assert set(seen.unique().tolist()) == {0.0, 1.0}
     assert_mean_is(seen, 0.3, bias=0.1)
     assert Bernoulli().seen(x, generator) is x
+
+
+def test_scales_that_rows_share_are_those_of_the_decoder(generator: torch.Generator):
+    x = data(LEVELS["mixture"], generator)
+    own, shared = LEVELS["mixture"], ALL["shared mixture"]
+    extra, outputs = shared.extra(x), torch.randn(40, 9, 3, generator=generator, **F64)
+    outputs[:, 3:6] = extra["log_scale"]
+    fewer = torch.cat([outputs[:, :3], outputs[:, 6:]], dim=1)
+    expected = own.log_prob(outputs, {}, x)
+    torch.testing.assert_close(shared.log_prob(fewer, extra, x), expected)
 
 
 REFUSED = {

@@ -1,0 +1,106 @@
+"""Data in parallel: the processes that `torchrun` starts share every batch.
+
+Each takes its rows of the global batch, and gradients are summed by numbers of rows, so that the
+steps are those of one process with the same batch, but for the order of sums. Random numbers of
+rows come from `rows_randn` and `rows_rand`, which draw for the whole batch from the generator that
+all processes share and keep the own rows.
+"""
+
+from __future__ import annotations
+
+import os
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a process.
+
+    Args:
+        rank: Its number.
+        world: How many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def rows(self, n: int) -> slice:
+        """Its rows of a batch of n; neighbours, and as many as the others' or one more."""
+        return slice(n * self.rank // self.world, n * (self.rank + 1) // self.world)
+
+    def of(self, batch: Any) -> Any:
+        """Its rows of a batch of tensors."""
+        if self.world == 1:
+            return batch
+        return pytree.tree_map(lambda t: t[self.rows(len(t))], batch)
+
+
+ALONE = Share()
+_current: ContextVar[tuple[Share, int | None]] = ContextVar("share", default=(ALONE, None))
+
+
+def joined(device: torch.device) -> Share:
+    """The share of this process; joins the others where `torchrun` started it."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1 and not (dist.is_available() and dist.is_initialized()):
+        return ALONE
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Share(dist.get_rank(), dist.get_world_size())
+
+
+def sum_gradients(leaves: list[Tensor], share: float) -> None:
+    """Gradients weighed by the share of the rows, summed over the processes, in one message."""
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in leaves]
+    flat = torch.cat([g.reshape(-1) for g in grads]) * share
+    dist.all_reduce(flat)
+    parts = flat.split([g.numel() for g in grads])
+    for p, part, grad in zip(leaves, parts, grads, strict=True):
+        p.grad = part.reshape_as(grad)
+
+
+def sum_scalars(values: Tensor, share: float) -> Tensor:
+    """The same for losses and metrics."""
+    total = values.detach() * share
+    dist.all_reduce(total)
+    return total
+
+
+def rows_randn(n: int, *shape: int, generator: torch.Generator | None, like: Tensor) -> Tensor:
+    """Standard normal numbers ``(n, *shape)`` of n rows of a batch."""
+    return _drawn(torch.randn, n, shape, generator, like)
+
+
+def rows_rand(n: int, *shape: int, generator: torch.Generator | None, like: Tensor) -> Tensor:
+    """Uniform numbers ``(n, *shape)`` of n rows of a batch."""
+    return _drawn(torch.rand, n, shape, generator, like)
+
+
+def _drawn(
+    draw: Any, n: int, shape: tuple[int, ...], generator: torch.Generator | None, like: Tensor
+) -> Tensor:
+    share, whole = _current.get()
+    kind = {"dtype": like.dtype, "device": like.device, "generator": generator}
+    if whole is None or n != len(range(whole)[share.rows(whole)]):
+        return draw(n, *shape, **kind)
+    return draw(whole, *shape, **kind)[share.rows(whole)]
+
+
+class sharing:  # noqa: N801 (a context, written as a function is)
+    """Evaluate a batch of `whole` rows, of which this process has its share."""
+
+    def __init__(self, share: Share, whole: int | None) -> None:
+        self.now = (share, whole if share.world > 1 else None)
+
+    def __enter__(self) -> None:
+        self.token = _current.set(self.now)
+
+    def __exit__(self, *error: object) -> None:
+        _current.reset(self.token)
