@@ -27,7 +27,7 @@ run: $(STAMP)
 	$(VENV)/bin/probcalc run eight_schools $(ARGS)
 
 test: $(STAMP_TEST)
-	$(PY) -m pytest -n $(JOBS) -m "not slow and not gpu" --jaxtyping-packages=probcalc,beartype.beartype $(ARGS)
+	$(PY) -m pytest -n $(JOBS) -m "not slow and not long and not gpu" --jaxtyping-packages=probcalc,beartype.beartype $(ARGS)
 
 slow: $(STAMP_TEST)
 	$(PY) -m pytest -n $(JOBS) -m "slow and not gpu" $(ARGS)
@@ -39,6 +39,7 @@ lint: $(STAMP_TEST)
 # The long measurements: tables under benchmarks/results/, which are committed.
 evidence: $(STAMP_PEERS)
 	$(PY) -m benchmarks all
+	$(PY) -m pytest -n $(JOBS) -m long -s
 
 bench: $(STAMP_PEERS)
 	$(PY) -m benchmarks $(NAME)

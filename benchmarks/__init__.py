@@ -17,5 +17,6 @@ BENCHMARKS = {
     "likelihood": "batches of regressions, one small minimum, the cost of the loop",
     "posteriordb": "posteriors of posteriordb: right within 0.05 sd, or flagged",
     "vi_small": "time to a converged posterior against Pyro's and NumPyro's SVI",
-    "vi": "time to the error on ten posteriors against four peers, and the cost of a step",
+    "vi": "time to the error on ten posteriors against four peers",
+    "vi_steps": "the cost of a stochastic step, and of many fits at once",
 }

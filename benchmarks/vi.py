@@ -1,4 +1,4 @@
-"""Time and gradient evaluations to a posterior, and its error, on ten posteriors; cost of steps.
+"""Time and gradient evaluations to a posterior, and its error, on ten posteriors.
 
 Ours: the defaults, which stop by themselves. Peers: the best of a few settings each, chosen by
 its error against the reference, which a user does not have.
@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 import probcalc as pc
-from benchmarks import vi_jax, vi_pyro, vi_steps
+from benchmarks import vi_jax, vi_pyro
 from benchmarks.harness import Case, Contestant, Row, Skipped
 from benchmarks.posteriordb import folder
 from benchmarks.vi_models import WRITTEN
@@ -26,7 +26,7 @@ _NEARLY = 1.1  # factor of the least error within which the fastest setting is t
 _FAILURES = (ArithmeticError, RuntimeError, ValueError)
 _PYRO = "Pyro SVI"
 _QUICK = ("eight_schools-eight_schools_noncentered",)
-_QUICK_RUNS, _QUICK_STEPS = ((0.05, 500),), 400
+_QUICK_RUNS = ((0.05, 500),)
 
 NOTES = (
     "Errors are against reference draws (radon: a long run of NUTS): the worst |mean − reference "
@@ -45,30 +45,27 @@ NOTES = (
     "counted.",
     "Peers run one program for both languages, whose density is ours, in float64; moments of a "
     f"guide come from {vi_pyro.NUM_DRAWS:,} draws, which are not timed.",
-    "`step` cases give the time of one step. `fit` cases that of the whole fit.",
 )
 
 
 def cases(device: str) -> Iterator[Case]:
-    """One case a posterior, then the steps; on a GPU the steps only.
+    """One case a posterior.
 
     Yields:
         Cases; what a case needs is tried out when it is asked for.
     """
     if device == "cpu" and folder().is_dir():
         yield from (_case(posed(name)) for name in WRITTEN)
-    yield from vi_steps.cases(device)
 
 
 def quick_cases(device: str) -> Iterator[Case]:
-    """One posterior with short runs of Pyro, and fewer steps.
+    """One posterior with short runs of Pyro.
 
     Yields:
         Cases.
     """
     if device == "cpu" and folder().is_dir():
         yield from (_case(posed(name), _QUICK_RUNS) for name in _QUICK)
-    yield from vi_steps.cases(device, _QUICK_STEPS)
 
 
 def summary(measured: Mapping[str, Sequence[Row]]) -> list[str]:

@@ -3,8 +3,9 @@
 An experiment is one file: its docstring is the claim, a frozen dataclass `Config` holds the
 knobs, `target(config)` builds the posterior, `run(config, **settings)` fits it, and `REFERENCE`
 says what is right at the default knobs. Where there is no `target`, the experiment is of many
-posteriors, and `run` returns their `Scoreboard`. A checkout keeps them in `experiments/`, an
-installed wheel in `probcalc/_experiments`; packages beside them are theirs to import from.
+posteriors or trains a model, and `run` returns their `Scoreboard` or its `Study`. A checkout
+keeps them in `experiments/`, an installed wheel in `probcalc/_experiments`; packages beside them
+are theirs to import from.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from probcalc.inference.posterior import Posterior
 from probcalc.inference.target import Target
 from probcalc.reporting.comparison import Reference, Row
 from probcalc.reporting.scoreboard import Scoreboard
+from probcalc.reporting.study import Study
 
 __all__ = ["Experiment", "Reference", "Row", "claims", "load", "require_positive"]
 
@@ -61,7 +63,7 @@ class Experiment:
 
     @property
     def is_suite(self) -> bool:
-        """It is of many posteriors."""
+        """It is of many posteriors, or of a model that is trained."""
         return not hasattr(self.module, "target")
 
     @property
@@ -73,7 +75,7 @@ class Experiment:
         """The posterior at these knobs."""
         return self.module.target(config)
 
-    def run(self, config: Any, **settings: Any) -> Posterior | Scoreboard:
+    def run(self, config: Any, **settings: Any) -> Posterior | Scoreboard | Study:
         """Fit the posterior, or the many, at these knobs; `settings` go to `fit`."""
         return self.module.run(config, **settings)
 

@@ -225,18 +225,27 @@ def untraced(fn: Density) -> BatchedDensity:
 
 def compiled(density: BatchedDensity) -> BatchedDensity:
     """The same density through `torch.compile`, which takes seconds at its first call."""
-    validate = Distribution._validate_args
-    try:
-        return replace(
+    return validating_as_before(
+        lambda: replace(
             density,
             value=torch.compile(density.value, dynamic=True),
             value_and_grad=torch.compile(density.value_and_grad, dynamic=True),
             by_product=torch.compile(density.by_product, dynamic=True),
             how="compiled graph",
         )
+    )
+
+
+def validating_as_before(call: Callable[[], Any]) -> Any:
+    """What a function returns that may be the first of the process to use the compiler.
+
+    That turns validation of distributions off for everybody.
+    """
+    validates = Distribution._validate_args
+    try:
+        return call()
     finally:
-        # the first torch.compile of a process turns validation off for everybody
-        Distribution.set_default_validate_args(validate)
+        Distribution.set_default_validate_args(validates)
 
 
 def agrees(density: BatchedDensity, fn: Density, points: Float[Tensor, "n d"]) -> bool:

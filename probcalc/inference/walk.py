@@ -7,6 +7,7 @@ whose numbers were not finite.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,7 @@ class Walk(nn.Module):
         self.iterates = Iterates(self.x)
         self.steps: dict[int, Step] = {}
         self.noise: list[float] = []
+        self.is_clean = False  # known: no fit lacked a gradient in the last step
         self.optimizer: torch.optim.Optimizer | None = None
         self._choose(look=0)
 
@@ -123,11 +125,16 @@ class Walk(nn.Module):
         """Minus the mean objective of the fits, with the gradients of their own of each."""
         x = self.x.detach()
         value, grad = self._step(self.chosen)(x, *self._args(generator, self.problem.num_draws))
-        bad = value.isnan()
+        total = value.sum()
+        if value.device.type == "cpu" and math.isfinite(total.item()):  # no need to note anything
+            if not self.is_clean:
+                self.in_a_row.zero_()
+                self.is_clean = True
+            return LossAndGradients(total / -len(value), {"x": grad.neg()})
+        self.is_clean, bad = False, value.isnan()
         self.in_a_row.add_(1).mul_(bad)
         self.skipped.add_(bad)
-        mean = value[0] if len(value) == 1 else value.nanmean()
-        return LossAndGradients(-mean.nan_to_num(), {"x": grad.neg()})
+        return LossAndGradients(-value.nanmean().nan_to_num(), {"x": grad.neg()})
 
     def look(self, step: int) -> str:
         """After a step: remember it, and now and then see whether to end; words where so."""

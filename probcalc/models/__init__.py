@@ -13,6 +13,7 @@ _HOME = {
     "gradient_flow": "probcalc.models.signal",
     "SoftmaxRegression": "probcalc.models.softmax",
     "PoissonRegression": "probcalc.models.glm",
+    "Diffusion": "probcalc.models.diffusion.model",
     "VAE": "probcalc.models.vae.model",
 }
 

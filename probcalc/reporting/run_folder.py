@@ -26,6 +26,8 @@ from probcalc.inference.posterior import Posterior
 from probcalc.integration.tails import khat_limit
 from probcalc.reporting.comparison import Reference, compare
 from probcalc.reporting.scoreboard import Scoreboard
+from probcalc.reporting.study import Study
+from probcalc.reporting.style import PAPER
 from probcalc.result import Estimate
 
 CONFIG, RESULT, POSTERIOR, PAGE, TABLE = (
@@ -35,6 +37,7 @@ CONFIG, RESULT, POSTERIOR, PAGE, TABLE = (
     "report.html",
     "scoreboard.md",
 )
+_DPI = 160
 _LEVELS = {"q05": 0.05, "q25": 0.25, "q75": 0.75, "q95": 0.95}
 
 
@@ -93,8 +96,10 @@ def write_run(
     posterior.save(folder / POSTERIOR)
 
 
-def write_scoreboard(folder: Path, record: RunRecord, board: Scoreboard, seconds: float) -> Path:
-    """Write options, numbers and the table of many posteriors; returns the table's path."""
+def write_scoreboard(
+    folder: Path, record: RunRecord, board: Scoreboard | Study, seconds: float
+) -> Path:
+    """Write options, numbers, the table and pictures; returns the table's path."""
     (folder / CONFIG).write_text(tomli_w.dumps(_options(record)), encoding="utf-8")
     result = {
         "experiment": record.experiment,
@@ -106,6 +111,8 @@ def write_scoreboard(folder: Path, record: RunRecord, board: Scoreboard, seconds
         "platform": platform.platform(),
     }
     (folder / RESULT).write_text(strict_json(result, indent=1) + "\n", encoding="utf-8")
+    for name, figure in getattr(board, "figures", {}).items():
+        figure.savefig(folder / f"{name}.png", dpi=_DPI, facecolor=PAPER, bbox_inches="tight")
     table = folder / TABLE
     table.write_text(f"# {record.claim}\n\n{board.markdown()}", encoding="utf-8")
     return table

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
 
+from probcalc.differentiation.batched import validating_as_before
 from probcalc.training.parallel import ALONE, Share, sharing, sum_gradients, sum_scalars
 from probcalc.training.precision import Precision
 
@@ -46,7 +46,9 @@ class Gradients:
     ) -> None:
         self.objective, self.subject, self.params = objective, subject, params
         self.precision, self.share, self.note = precision, share, ""
-        self.compiled = _unchanged(lambda: torch.compile(objective)) if compiles else None
+        self.compiled = (
+            validating_as_before(lambda: torch.compile(objective)) if compiles else None
+        )
 
     def __call__(
         self, batches: Sequence[Any], generator: torch.Generator
@@ -130,21 +132,12 @@ class Gradients:
             return self.objective(self.subject, batch, generator)
         before = generator.get_state()
         try:
-            return _unchanged(lambda: self.compiled(self.subject, batch, generator))
+            return validating_as_before(lambda: self.compiled(self.subject, batch, generator))
         except Exception as error:  # noqa: BLE001 (whatever a compiler raises)
             self.compiled = None
             self.note = f"not compiled: {type(error).__name__}: {str(error).splitlines()[0]}"
             generator.set_state(before)
             return self.objective(self.subject, batch, generator)
-
-
-def _unchanged(call: Callable[[], Any]) -> Any:
-    """What it returns; the first use of a compiler turns validation off for everybody."""
-    validates = Distribution._validate_args
-    try:
-        return call()
-    finally:
-        Distribution.set_default_validate_args(validates)
 
 
 def _num_rows(batch: Any) -> int:

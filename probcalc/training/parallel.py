@@ -83,14 +83,20 @@ def rows_rand(n: int, *shape: int, generator: torch.Generator | None, like: Tens
     return _drawn(torch.rand, n, shape, generator, like)
 
 
+def among(n: int) -> tuple[int, slice]:
+    """Rows of the whole batch that n rows at hand are a part of, and which of them these are."""
+    share, whole = _current.get()
+    if whole is None or n != len(range(whole)[share.rows(whole)]):
+        return n, slice(None)
+    return whole, share.rows(whole)
+
+
 def _drawn(
     draw: Any, n: int, shape: tuple[int, ...], generator: torch.Generator | None, like: Tensor
 ) -> Tensor:
-    share, whole = _current.get()
+    whole, own = among(n)
     kind = {"dtype": like.dtype, "device": like.device, "generator": generator}
-    if whole is None or n != len(range(whole)[share.rows(whole)]):
-        return draw(n, *shape, **kind)
-    return draw(whole, *shape, **kind)[share.rows(whole)]
+    return draw(whole, *shape, **kind)[own]
 
 
 class sharing:  # noqa: N801 (a context, written as a function is)

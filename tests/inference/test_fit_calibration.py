@@ -1,6 +1,6 @@
 """Error bars of `fit`, counted: how often they hold the truth where the verdict is no flag.
 
-Four thousand fits: ``pytest -m slow -n 2 tests/inference/test_fit_calibration.py``.
+Four thousand fits: ``pytest -m long -n 2 tests/inference/test_fit_calibration.py``.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def counted(name: str) -> dict[str, list[bool]]:
     return hits
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("names", GROUPS, ids=lambda names: ", ".join(names))
 def test_bars_hold_the_truth_where_the_verdict_is_good(names: list[str]):
     """95 % bars of means, sds, the evidence and the ELBO, pooled over runs of three targets."""

@@ -31,12 +31,14 @@ class VAEFit:
         event: Shape of a row.
         training: How it went; None for a model from a file.
         num_rows: Rows that it was trained on.
+        condition: Numbers of a condition.
     """
 
     chain: Chain
     event: tuple[int, ...]
     training: TrainResult | None
     num_rows: int
+    condition: int = 0
 
     @property
     def ok(self) -> bool:
@@ -178,13 +180,12 @@ class VAEFit:
 
         Read by `VAE.load` with the settings of this model.
         """
-        condition = self._condition_width()
-        record = {"event": list(self.event), "condition": condition, "num_rows": self.num_rows}
+        record = {
+            "event": list(self.event),
+            "condition": self.condition,
+            "num_rows": self.num_rows,
+        }
         return save_checkpoint(Path(folder), 0, self.chain.state_dict(), record)
-
-    def _condition_width(self) -> int:
-        first = next(m for m in self.chain.decoder.modules() if isinstance(m, torch.nn.Linear))
-        return first.in_features - self.chain.dims[0]
 
     def _unit_kl(self, evidence: dict[str, Tensor], eps: Tensor) -> Float[Tensor, "n b"]:
         """KL of every latent; of the last level to N(0, 1) where its prior is not normal."""

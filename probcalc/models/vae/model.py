@@ -17,18 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probcalc._check import require_finite
 from probcalc._random import child, draw_seed
 from probcalc.inference.elbo import draws_of
 from probcalc.inference.objectives import Objective
+from probcalc.models.rows import checked, joined, loaded, seeded
 from probcalc.models.vae.chain import Chain, ChainGuide, Ladder
 from probcalc.models.vae.fitted import VAEFit
 from probcalc.models.vae.likelihoods import Bernoulli, Likelihood
-from probcalc.models.vae.networks import Perceptron, seeded
+from probcalc.models.vae.networks import Perceptron
 from probcalc.models.vae.priors import StandardNormal
 from probcalc.optimization.first_order import Adam
 from probcalc.optimization.schedule import CosineSchedule
-from probcalc.training.checkpoint import load_checkpoint
 from probcalc.training.loop import train
 from probcalc.training.parallel import rows_randn
 
@@ -117,20 +116,21 @@ class VAE:
         Raises:
             ValueError: If the likelihood does not fit the data, or shapes do not match.
         """
-        x = _checked("x", x, self.likelihood)
+        x = checked("x", x, self.likelihood)
         seed = draw_seed(generator)
-        data = _joined(x, condition)
-        chain = self._built(x, 0 if condition is None else condition.shape[1], seed)
+        data = joined(x, condition)
+        width = 0 if condition is None else condition.shape[1]
+        chain = self._built(x, width, seed)
         chosen = self._settings(len(x), settings)
         if validation is not None:
             rows = validation if isinstance(validation, tuple) else (validation,)
-            _checked("validation", rows[0], self.likelihood)
-            chosen["validation"] = _joined(*rows)
+            checked("validation", rows[0], self.likelihood)
+            chosen["validation"] = joined(*rows)
         event = tuple(x.shape[1:])
         result = train(self._loss(event), chain, data, generator=child(seed, 1), **chosen)
         if result.averaged is not None:
             chain.load_state_dict({**chain.state_dict(), **result.averaged})
-        return VAEFit(chain.eval().requires_grad_(False), event, result, len(x))
+        return VAEFit(chain.eval().requires_grad_(False), event, result, len(x), width)
 
     def load(self, path: Path | str) -> VAEFit:
         """What `VAEFit.save` wrote of a model with these settings.
@@ -139,21 +139,10 @@ class VAE:
             CheckpointError: If the file is damaged, or no file of ours.
             ValueError: If it is of other settings.
         """
-        tensors, record = load_checkpoint(path)
-        event, condition = tuple(record["event"]), record["condition"]
-        kind = {"dtype": tensors["beta"].dtype}
-        example = torch.zeros(2, *event, **kind)
-        chain = self._built(example, condition, seed=0)
-        own = chain.state_dict()
-        for name in sorted(own.keys() | tensors.keys()):
-            shapes = [tuple(t[name].shape) if name in t else None for t in (tensors, own)]
-            if shapes[0] != shapes[1]:
-                raise ValueError(
-                    f"the file is of another model: {name} has the shape {shapes[0]} there and "
-                    f"{shapes[1]} here."
-                )
-        chain.load_state_dict(tensors)
-        return VAEFit(chain.eval().requires_grad_(False), event, None, record["num_rows"])
+        build = lambda example, condition: self._built(example, condition, seed=0)  # noqa: E731
+        chain, record = loaded(path, "beta", build)
+        about = tuple(record["event"]), None, record["num_rows"], record["condition"]
+        return VAEFit(chain.eval().requires_grad_(False), *about)
 
     def _settings(self, n: int, given: dict[str, Any]) -> dict[str, Any]:
         chosen = {"batch_size": _BATCH, **given}
@@ -267,28 +256,3 @@ class VAE:
                 f"{type(self.likelihood).__name__}, got {tuple(got.shape)} for two rows."
             )
         return own
-
-
-def _checked(name: str, x: Tensor, likelihood: Likelihood) -> Tensor:
-    """Rows that a likelihood takes.
-
-    Raises:
-        ValueError: If there are none, or numbers are not finite or not the likelihood's.
-    """
-    if x.ndim < 2 or not len(x):
-        raise ValueError(f"`{name}` must be rows (n, *event), n at least 1: got {tuple(x.shape)}.")
-    if not x.is_floating_point():
-        x = x.to(torch.get_default_dtype())
-    require_finite(name, x)
-    likelihood.check(x)
-    return x
-
-
-def _joined(x: Tensor, condition: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-    if condition is None:
-        return x
-    if condition.ndim != 2 or len(condition) != len(x):
-        raise ValueError(
-            f"`condition` must have shape ({len(x)}, c), got {tuple(condition.shape)}."
-        )
-    return x, condition.to(x)

@@ -9,13 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-
-from probcalc._random import forked
 
 Activation = Callable[[], nn.Module]
 
@@ -171,12 +168,6 @@ class _Conditioned(nn.Module):
             return self.last(self.body(x))
         image, condition = x.split([x.shape[1] - self.condition, self.condition], dim=1)
         return self.last(torch.cat([self.body(image), condition], dim=1))
-
-
-def seeded(build: Callable[[], Any], seed: int) -> Any:
-    """What a function builds whose modules draw their values from torch's default generator."""
-    with forked(seed):
-        return build()
 
 
 def with_condition(

@@ -189,13 +189,15 @@ def test_saved_models_are_the_same(name: str, tmp_path: Path):
         MODELS[name].load(tmp_path)
 
 
-def test_conditions_steer_the_pictures():
+def test_conditions_steer_the_pictures(tmp_path: Path):
     """Told the column, the model draws it."""
     column = torch.arange(200) % 6
     x = torch.zeros(200, 6, 6)
     x[torch.arange(200), :, column] = 1.0
     told = nn.functional.one_hot(column, 6).float()
     fit = VAE(1).fit(x, condition=told, max_steps=300, batch_size=64, generator=seed())
+    fit.save(tmp_path)
+    fit = VAE(1).load(tmp_path)
     drawn = fit.sample(6, condition=torch.eye(6), mean=True, generator=seed())
     assert drawn.mean(dim=1).argmax(dim=1).tolist() == list(range(6))
     assert bool(fit.log_likelihood(x, condition=told, num_importance=1_000, generator=seed()).ok)
