@@ -21,6 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probcalc._random import draw_seed
+from probcalc.divergence.critics import TrainedCritic
+from probcalc.divergence.duals import DonskerVaradhan, NguyenWainwrightJordan
 from probcalc.result import Estimate, half_width
 
 _CHUNK = 2**22  # distances held at once
@@ -33,7 +36,9 @@ def kl_from_samples(
     *,
     log_q: Callable[[Tensor], Tensor] | None = None,
     k: int = 5,
+    method: TrainedCritic | None = None,
     confidence: float = 0.99,
+    generator: torch.Generator | None = None,
 ) -> Estimate:
     """KL(p‖q) from draws of p, and of q or its log density.
 
@@ -45,7 +50,10 @@ def kl_from_samples(
         y: Draws of q.
         log_q: Log density of q at points ``(n, d)`` or ``(n)``, as `x` is; then `y` is not needed.
         k: Neighbours.
+        method: None for nearest neighbours; or `TrainedCritic()`, a lower bound by a network that
+            is trained on the draws, for many dimensions. Its bar is that of the bound.
         confidence: Level of the bar, which is of noise, and of bias as far as it shows.
+        generator: For the critic.
 
     Returns:
         Estimate of one number in float64, without derivatives; it may be negative.
@@ -56,6 +64,16 @@ def kl_from_samples(
     """
     if (y is None) == (log_q is None):
         raise ValueError("give either draws `y` of q or its `log_q`.")
+    if method is not None:
+        if y is None:
+            raise ValueError("a critic needs draws `y` of q.")
+        if not isinstance(method.dual, (DonskerVaradhan, NguyenWainwrightJordan)):
+            raise ValueError(
+                "the KL divergence has the duals `DonskerVaradhan()` and "
+                f"`NguyenWainwrightJordan()`, got {method.dual!r}."
+            )
+        samples = paired(x.detach(), y.detach())
+        return method.divergence(*samples, confidence, draw_seed(generator))
     if y is not None:
         first, second = paired(x.detach(), y.detach())
         _check_neighbours("y", second, k)
@@ -72,7 +90,13 @@ def kl_from_samples(
 
 
 def mutual_information_from_samples(
-    x: Float[Tensor, " n *d"], y: Float[Tensor, " n *e"], *, k: int = 5, confidence: float = 0.99
+    x: Float[Tensor, " n *d"],
+    y: Float[Tensor, " n *e"],
+    *,
+    k: int = 5,
+    method: TrainedCritic | None = None,
+    confidence: float = 0.99,
+    generator: torch.Generator | None = None,
 ) -> Estimate:
     """Mutual information of paired draws: KL of the joint law from the product of its margins.
 
@@ -83,16 +107,20 @@ def mutual_information_from_samples(
         x: Draws, ``(n)`` or ``(n, d)``.
         y: Those that belong to them.
         k: Neighbours.
+        method: None for nearest neighbours; or `TrainedCritic()`, whose dual may be `InfoNCE()`.
         confidence: Level of the bar.
+        generator: For the critic.
 
     Raises:
         ValueError: If numbers of draws differ; as of `kl_from_samples`.
     """
     first, second = (_centred(_draws(name, t.detach())) for name, t in (("x", x), ("y", y)))
-    for name, t in (("x", first), ("y", second)):
-        _check_neighbours(name, t, k)
     if len(first) != len(second):
         raise ValueError(f"draws must be paired, got {len(first)} and {len(second)}.")
+    if method is not None:
+        return method.information(first, second, confidence, draw_seed(generator))
+    for name, t in (("x", first), ("y", second)):
+        _check_neighbours(name, t, k)
     terms = lambda a, b: _shared(a, b, k)  # noqa: E731
     dim = first.shape[1] + second.shape[1]
     return _estimate(terms, (first, second), dim, confidence, f"{k} nearest neighbours")

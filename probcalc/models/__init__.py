@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "GAN": "probcalc.models.gan",
     "GaussianMixture": "probcalc.models.mixture",
     "LinearRegression": "probcalc.models.linear",
     "LogisticRegression": "probcalc.models.glm",
