@@ -22,7 +22,7 @@ from probcalc.experiment import (
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 SUITES = ["posteriordb"]  # of many posteriors
-STUDIES = ["diffusion_digits", "vae_digits"]  # of a model that is trained
+STUDIES = ["diffusion_digits", "gan_ring", "vae_digits"]  # of a model that is trained
 SINGLE = [name for name in NAMES if name not in SUITES + STUDIES]
 
 

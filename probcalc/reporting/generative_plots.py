@@ -118,6 +118,23 @@ def plot_codes(codes: Float[Tensor, "n 2"], labels: Tensor, names: tuple[str, st
     return figure
 
 
+def plot_points(data: Float[Tensor, "n 2"], samples: Float[Tensor, "m 2"]) -> Figure:
+    """Samples in the plane beside the data, on one scale."""
+    figure = _figure(7.2, 3.7)
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    pairs = (("data", data, REFERENCE), ("samples", samples, POSTERIOR))
+    for ax, (title, points, colour) in zip(axes, pairs, strict=True):
+        dress(ax, title)
+        x, y = points.numpy().T
+        ax.scatter(x, y, s=4, color=colour, alpha=0.35, linewidths=0)
+        ax.set_aspect("equal")
+    room = 0.25 * float(data.std())
+    (x0, y0), (x1, y1) = data.min(dim=0).values.tolist(), data.max(dim=0).values.tolist()
+    axes[0].set_xlim(x0 - room, x1 + room)
+    axes[0].set_ylim(y0 - room, y1 + room)
+    return figure
+
+
 def plot_training(history: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> Figure:
     """Records of a run by step.
 

@@ -10,6 +10,7 @@ from probcalc.reporting.generative_plots import (
     plot_codes,
     plot_images,
     plot_loss_by_time,
+    plot_points,
     plot_reconstructions,
     plot_training,
     plot_traversal,
@@ -24,6 +25,7 @@ FIGURES = {
         IMAGES[:6].reshape(2, 3, 4, 5), [-1.0, 0.0, 1.0], ["a", "b"]
     ),
     "codes": lambda: plot_codes(torch.randn(30, 2), torch.arange(30) % 3, ("z[0]", "z[1]")),
+    "points": lambda: plot_points(torch.randn(40, 2), torch.randn(50, 2)),
     "training": lambda: plot_training(
         [{"step": k, "loss": 9.0 / k, "rate": k / 9} for k in range(1, 9)] + [{"step": 8}],
         {"loss": "−bound", "rate": "rate", "distortion": "not there"},
