@@ -43,13 +43,13 @@ class Finding:
         return {"name": self.name, **number, "wanted": self.wanted, "holds": self.holds}
 
 
-def at_most(name: str, value: Estimate | float, limit: float) -> Finding:
+def at_most(name: str, value: Estimate | float | int, limit: float | int) -> Finding:
     """A finding that should not be above a limit, its bar apart."""
     number = float(value.value) if isinstance(value, Estimate) else value
     return Finding(name, value, f"at most {limit:g}", number <= limit)
 
 
-def at_least(name: str, value: Estimate | float, limit: float) -> Finding:
+def at_least(name: str, value: Estimate | float | int, limit: float | int) -> Finding:
     """A finding that should not be below a limit, its bar apart."""
     number = float(value.value) if isinstance(value, Estimate) else value
     return Finding(name, value, f"at least {limit:g}", number >= limit)
