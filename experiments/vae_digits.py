@@ -40,7 +40,7 @@ MODELS = {
         Perceptron((128,), nn.SiLU),
     ),
 }
-EPOCHS, RATES = {"binary": 500, "iwae": 250, "levels": 150}, {"levels": 2e-3}
+EPOCHS, RATES = {"binary": 500, "iwae": 450, "levels": 150}, {"levels": 2e-3}
 BATCHES = {"levels": 64}
 LIMITS = {"binary": 17.75, "iwae": 17.35, "levels": 1.95}
 
