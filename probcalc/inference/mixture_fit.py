@@ -20,6 +20,7 @@ from probcalc.linalg import cholesky_or_none, symmetric
 _NUM_STEPS = 12
 _PRIOR = 2.0  # effective draws a dimension that the common covariance counts for in each component
 _BISECTIONS = 30
+_MOST = 2**13  # draws that a mixture is fitted to
 
 
 def tempered(log_weights: Float[Tensor, " s"], size: float) -> Float[Tensor, " s"]:
@@ -48,7 +49,8 @@ def fitted_mixture(
         num_components: k.
         generator: Of the start.
     """
-    s, d = z.shape
+    z, weights = _thinned(z, weights, generator)
+    d = z.shape[1]
     mean = weights @ z
     centred = z - mean
     whole = cholesky_or_none(symmetric(centred.mT @ (centred * weights[:, None])))
@@ -61,34 +63,79 @@ def fitted_mixture(
     eye = torch.eye(d, dtype=z.dtype, device=z.device)
     within = num_components ** (-2.0 / max(d, 2))
     covariance = (within * eye).expand(num_components, d, d)
+    terms = _quadratic_terms(u)
     for _ in range(_NUM_STEPS):
         L, info = torch.linalg.cholesky_ex(covariance)
         if bool((info != 0).any()):
             return None
-        r = _log_parts(u, loc, L).softmax(dim=0) * weights  # (k, s)
+        r = (_coefficients(loc, L) @ terms).softmax(dim=0) * weights  # (k, s)
         n = r.sum(dim=1).clamp(min=1e-12)
-        loc = (r @ u) / n[:, None]
-        apart = u - loc[:, None]
-        own = apart.mT @ (apart * r[..., None]) / n[:, None, None]
+        loc, own = _moments(r @ terms.mT / n[:, None], d)
         share = (prior / (num_components * n)).clamp(max=0.5)[:, None, None]
-        covariance = symmetric((1 - share) * own + share * within * eye)
+        covariance = (1 - share) * own + share * within * eye
     L, info = torch.linalg.cholesky_ex(covariance)
     if bool((info != 0).any()):
         return None
     return mean + loc @ whole.mT, whole @ L
 
 
+def _thinned(
+    z: Float[Tensor, "s d"], weights: Float[Tensor, " s"], generator: torch.Generator
+) -> tuple[Float[Tensor, "t d"], Float[Tensor, " t"]]:
+    """At most some `_MOST` draws: each kept with probability min(1, its weight × that many).
+
+    Weights are divided by the probability, so that sums keep their expectations, and draws with
+    a large weight keep it.
+    """
+    if len(z) <= _MOST:
+        return z, weights
+    chance = (_MOST * weights).clamp(max=1.0)
+    u = torch.rand(len(z), generator=generator, dtype=z.dtype, device=z.device)
+    kept = (u < chance).nonzero()[:, 0]
+    some = weights[kept] / chance[kept]
+    return z[kept], some / some.sum()
+
+
 def _effective(log_weights: Tensor, power: float) -> float:
     return float(1 / (power * log_weights).softmax(dim=0).square().sum())
 
 
-def _log_parts(
-    u: Float[Tensor, "s d"], loc: Float[Tensor, "k d"], L: Float[Tensor, "k d d"]
-) -> Float[Tensor, "k s"]:
-    """Log densities up to a constant."""
-    eps = torch.linalg.solve_triangular(L, (u - loc[:, None]).mT, upper=False)
+def _pairs(d: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    rows, columns = torch.tril_indices(d, d, device=device)
+    return rows, columns
+
+
+def _quadratic_terms(u: Float[Tensor, "s d"]) -> Float[Tensor, "f s"]:
+    """The products u_i u_j, the u_i and 1: a Gaussian's log density is linear in them."""
+    rows, columns = _pairs(u.shape[1], u.device)
+    v = u.mT.contiguous()
+    return torch.cat([v[rows] * v[columns], v, torch.ones_like(v[:1])])
+
+
+def _coefficients(loc: Float[Tensor, "k d"], L: Float[Tensor, "k d d"]) -> Float[Tensor, "k f"]:
+    """Of the log densities, up to a constant."""
+    rows, columns = _pairs(loc.shape[1], loc.device)
+    precision = torch.cholesky_inverse(L)
+    linear = (precision @ loc[..., None])[..., 0]
     log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
-    return -0.5 * eps.square().sum(dim=1) - log_det[:, None]
+    squares = precision[:, rows, columns] * torch.where(rows == columns, -0.5, -1.0)
+    constant = -0.5 * (linear * loc).sum(dim=-1) - log_det
+    return torch.cat([squares, linear, constant[:, None]], dim=1)
+
+
+def _moments(
+    terms: Float[Tensor, "k f"], d: int
+) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k d d"]]:
+    """Mean and covariance from the means of the quadratic terms.
+
+    The difference of squares loses few digits here: in whitened coordinates centres are a few
+    units from zero.
+    """
+    rows, columns = _pairs(d, terms.device)
+    loc = terms[:, -d - 1 : -1]
+    squares = terms.new_zeros(len(terms), d, d)
+    squares[:, rows, columns] = squares[:, columns, rows] = terms[:, : len(rows)]
+    return loc, squares - loc[:, :, None] * loc[:, None]
 
 
 def _spread(
