@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from probcalc.inference.guides import Guide
@@ -30,6 +30,7 @@ _FEW = 0.1  # share of effective draws
 _LIGHT_SQUARES = 8  # dof of a t above which squares have a k̂ below 1/4, their variance a bar
 _WIDER = 1.05  # of the scale: costs few effective draws up to some fifty dimensions
 _MAX_CONTROLLED = 1024  # dimensions above which no control variate is fitted
+_BLOCK = 2**17  # entries of a proposal's components that are worked on at once, 1 MB
 _DRAWS_PER_DIMENSION = 10  # effective draws a dimension below which no covariance is refitted
 
 
@@ -104,9 +105,10 @@ class WeightedDraws:
     def khat_of_means(self) -> float:
         """Shape of the tail of W |x − μ| / σ, the largest over the entries of x."""
         w, x = self.weights, self.x
-        distance = (x - torch.einsum("rn,rnp->p", w, x)).abs()
-        scale = torch.einsum("rn,rnp->p", w, distance).clamp(min=torch.finfo(x.dtype).tiny)
-        envelope = (distance / scale).amax(dim=-1)
+        centre = (w[:, None] @ x).sum(dim=0)  # (1, p)
+        scale = sum(v @ (y - centre).abs() for v, y in zip(w, x, strict=True))
+        scale = scale.clamp(min=torch.finfo(x.dtype).tiny)
+        envelope = torch.stack([((y - centre).abs() / scale).amax(dim=-1) for y in x])
         return float(pareto_khat((self.log_ratios + envelope.log()).flatten()))
 
     @property
@@ -166,7 +168,6 @@ def weighted_draws(
     num_replicates: int,
     num_draws: int,
     generator: torch.Generator,
-    before: WeightedDraws | None = None,
 ) -> WeightedDraws:
     """Draw from the proposal and weigh.
 
@@ -177,7 +178,6 @@ def weighted_draws(
         num_replicates: Independent randomisations.
         num_draws: Draws in each, an even multiple of the components.
         generator: Source of randomness.
-        before: Draws of the same proposal to extend.
     """
     b = guide.base_dim(target.dim)
     k = num_strata(guide)
@@ -188,14 +188,13 @@ def weighted_draws(
         generator=generator,
         dtype=next(iter(params.values())).dtype,
     )
-    with torch.no_grad():
-        z, log_q = guide.transform(params, eps.reshape(num_replicates, -1, b))
-    log_ratios = target.log_density(z) - log_q
+    eps = eps.reshape(num_replicates, -1, b)
+    # a block of replicates at a time, which stays in the cache
+    block = max(1, _BLOCK // (num_draws * k * b))
+    parts = [_weighed(target, guide, params, some) for some in eps.split(block)]
+    z, log_ratios, x = (torch.cat(part) for part in zip(*parts, strict=True))
     is_nan = log_ratios.isnan()
     log_ratios = torch.where(is_nan, -torch.inf, log_ratios)
-    if before is not None:
-        z = torch.cat([before.z, z], dim=1)
-        log_ratios = torch.cat([before.log_ratios, log_ratios], dim=1)
     smoothed, khat = smoothed_log_weights(log_ratios.flatten())
     return WeightedDraws(
         z,
@@ -204,15 +203,25 @@ def weighted_draws(
         float(khat),
         guide,
         params,
-        _without_nan(target.constrained_vector(z), log_ratios),
+        x,
         nan_share=float(is_nan.double().mean()),
     )
 
 
-def _without_nan(x: Float[Tensor, "r n p"], log_ratios: Float[Tensor, "r n"]) -> Tensor:
+def _weighed(
+    target: Weighable, guide: Guide, params: dict[str, Tensor], eps: Float[Tensor, "r n b"]
+) -> tuple[Float[Tensor, "r n d"], Float[Tensor, "r n"], Float[Tensor, "r n p"]]:
+    """Draws, log ratios and constrained values."""
+    with torch.no_grad():
+        z, log_q = guide.transform(params, eps)
+    log_ratios = target.log_density(z) - log_q
+    lost = log_ratios.isnan() | (log_ratios == -torch.inf)
+    return z, log_ratios, _without_nan(target.constrained_vector(z), lost)
+
+
+def _without_nan(x: Float[Tensor, "r n p"], lost: Bool[Tensor, "r n"]) -> Tensor:
     """Values without weight count as zero where there are none."""
-    lost = (log_ratios == -torch.inf)[..., None] & ~x.isfinite()
-    return torch.where(lost, 0.0, x)
+    return torch.where(lost[..., None] & ~x.isfinite(), 0.0, x)
 
 
 def recentred(draws: WeightedDraws) -> dict[str, Tensor] | None:

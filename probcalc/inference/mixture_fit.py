@@ -20,7 +20,7 @@ from probcalc.linalg import cholesky_or_none, symmetric
 _NUM_STEPS = 12
 _PRIOR = 2.0  # effective draws a dimension that the common covariance counts for in each component
 _BISECTIONS = 30
-_MOST = 2**13  # draws that a mixture is fitted to
+_MOST = 2**12  # draws that a mixture is fitted to
 
 
 def tempered(log_weights: Float[Tensor, " s"], size: float) -> Float[Tensor, " s"]:

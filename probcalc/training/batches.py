@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,14 +19,41 @@ from probcalc._check import require_finite
 from probcalc._random import child, restore_global_states
 
 
+class SourceFault(RuntimeError):
+    """A source cannot make its next batch; the run saves its state, and passes this on."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Batches that are made while training goes on, such as rollouts of a policy.
+
+    Where `__next__` raises `SourceFault`, the source is to be as it was before.
+    """
+
+    length: int | None  # of an epoch; None where there are none
+    rows: Tensor | None  # of the batch at hand, for reports
+
+    def __next__(self) -> Any:
+        """The next batch, on the device of the parameters."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Where it is: tensors by name, and what JSON can hold."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go there; tensors come on the CPU."""
+        ...
+
+
 def batches_of(
     data: Any, batch_size: int | None, seed: int, device: torch.device
-) -> Nothing | InMemory | Loaded:
+) -> Nothing | InMemory | Loaded | Source:
     """Mini-batches of whatever data there are.
 
     Args:
         data: None; tensors (one, or a tuple, list or dict of them) with the observations along
-            the first axis; or an iterable of batches, such as a `DataLoader`.
+            the first axis; an iterable of batches, such as a `DataLoader`; or a `Source`.
         batch_size: Of tensors; None for all of them at once.
         seed: Of the order.
         device: Where batches are needed.
@@ -38,6 +65,8 @@ def batches_of(
     """
     if data is None:
         return Nothing()
+    if isinstance(data, Source):
+        return data
     leaves = pytree.tree_leaves(data) if isinstance(data, (Tensor, tuple, list, dict)) else []
     if leaves and all(torch.is_tensor(leaf) for leaf in leaves):
         return InMemory(data, batch_size, seed, device)

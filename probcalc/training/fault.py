@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from probcalc.training.callbacks import broken_tensors, first_broken_module
+from probcalc.training.state import parted
 
 if TYPE_CHECKING:
     from probcalc.training.run import Run
@@ -29,7 +30,7 @@ def write_report(run: Run, loss: Tensor, batch: Any) -> dict[str, Any]:
         "seen_every": run.check_every,
         "tensors": broken_tensors(loss, run.params) or ["metrics"],
         "module": _module(run, batch),
-        "batch": run.batches.state(),
+        "batch": parted(run.batches.state())[1],
         "rows": None if rows is None else rows[:_ROWS].tolist(),
         "inputs": [_described(t) for t in pytree.tree_leaves(batch) if torch.is_tensor(t)],
         "largest_parameter": max(

@@ -149,7 +149,8 @@ def train(
             from the generator.
         params_or_module: A dict of tensors, which stay as they are, or a module, trained in place.
         data: Tensors (one, or a tuple or dict of them) with observations along the first axis,
-            an iterable of batches such as a `DataLoader`, or None.
+            an iterable of batches such as a `DataLoader`, a `Source` that makes its batches as
+            the run goes on, or None.
         optimizer: Default ``Adam(1e-3)``; or a function from parameters to an optimiser of torch.
         batch_size: Of tensors in memory; None for all rows at once.
         max_epochs: Passes over the data.

@@ -18,7 +18,7 @@ from probcalc._random import child
 from probcalc.optimization.first_order import FirstOrder
 from probcalc.status import Status
 from probcalc.training import state
-from probcalc.training.batches import Loaded, batches_of
+from probcalc.training.batches import Loaded, SourceFault, batches_of
 from probcalc.training.callbacks import Averaged, Best
 from probcalc.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from probcalc.training.fault import write_report
@@ -91,6 +91,7 @@ class Run:
 
         Raises:
             ValueError: If the folder holds another run that is not to be resumed.
+            SourceFault: If the data cannot go on; the state is saved before.
         """
         folder = self.settings.folder
         if folder is not None:
@@ -105,8 +106,13 @@ class Run:
             else:
                 self.history.restore([])
         if self.step_number < self.num_steps and not self.reason:
-            with self.interrupts.watched():
-                self._run_engine()
+            try:
+                with self.interrupts.watched():
+                    self._run_engine()
+            except SourceFault:
+                if folder is not None:
+                    self.save()
+                raise
         if not self.reason and self.step_number < self.num_steps:
             self.reason = f"stopped by a callback after {self.step_number:,} steps"
         elif not self.reason:

@@ -66,6 +66,8 @@ def collected(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors["window"] = run.window.tensor()
     if run.epoch_losses:
         tensors["epoch_losses"] = torch.stack(run.epoch_losses)
+    place, where = parted(run.batches.state())
+    tensors |= _named("batches", place)
     shared, others = global_states()
     tensors |= _named("random", shared) | {"noise": run.noise.get_state()}
     return tensors, {
@@ -73,7 +75,7 @@ def collected(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "seed": run.seed,
         "optimizer": type(run.optimizer).__name__,
         "memory": numbers,
-        "batches": run.batches.state(),
+        "batches": where,
         "scaler": run.precision.state(),
         "best": None if run.best is None else [run.best.loss, run.best.waited],
         "window": list(run.window.names),
@@ -113,10 +115,16 @@ def restore(run: Run, tensors: dict[str, Tensor], record: dict[str, Any]) -> Non
     run.stopped = bool(run.reason) and run.settings.stop is not None
     if hasattr(run.batches, "seed"):
         run.batches.seed = run.seed
-    run.batches.restore(record["batches"])
+    run.batches.restore(record["batches"] | _of("batches", tensors))
     run.history.restore(record["history"])
     restore_global_states(_of("random", tensors), record["random"])
     run.noise.set_state(tensors["noise"])
+
+
+def parted(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, and the rest."""
+    tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
+    return tensors, {name: value for name, value in state.items() if name not in tensors}
 
 
 def _refuse_foreign(run: Run, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:

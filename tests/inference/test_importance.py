@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from probcalc import FullRank, GaussianMixture, StudentT
-from probcalc.inference.importance import recentred, refitted, weighted_draws
+from probcalc.inference import importance
+from probcalc.inference.importance import WeightedDraws, recentred, refitted, weighted_draws
 
 F64 = torch.float64
 
@@ -62,19 +63,15 @@ def test_weights_move_the_mean(guide, generator: torch.Generator):
     torch.testing.assert_close(mean, torch.tensor([0.5, -0.2], dtype=F64), rtol=0, atol=0.02)
 
 
-def test_extended_draws_keep_the_first(generator: torch.Generator):
-    first = draw(normal([0.3]), FullRank(), proposal(1), generator)
-    more = weighted_draws(
-        Plain(normal([0.3]), 1),
-        FullRank(),
-        first.params,
-        num_replicates=8,
-        num_draws=256,
-        generator=generator,
-        before=first,
-    )
-    assert more.z.shape == (8, 768, 1)
-    assert torch.equal(more.z[:, :512], first.z)
+def test_draws_do_not_depend_on_the_blocks_they_are_weighed_in(monkeypatch):
+    def drawn() -> WeightedDraws:
+        return draw(normal([0.3, 0.1]), FullRank(), proposal(2), torch.Generator().manual_seed(3))
+
+    whole = drawn()
+    monkeypatch.setattr(importance, "_BLOCK", 1)  # one replicate at a time
+    parts = drawn()
+    for name in ("z", "log_ratios", "log_weights", "x"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
 
 
 def test_nan_densities_have_no_weight(generator: torch.Generator):

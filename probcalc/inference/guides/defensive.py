@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probcalc.inference.guides.full_rank import FullRank
+from probcalc.inference.guides.gaussian import components_log_prob
 from probcalc.inference.guides.student_t import StudentT
 
 if TYPE_CHECKING:
@@ -85,10 +85,9 @@ class DefensiveMixture:
         self, params: dict[str, Tensor], z: Float[Tensor, "*batch n d"]
     ) -> Float[Tensor, "*batch k n"]:
         """Log density of each component, the t last."""
-        copies = z.unsqueeze(-3).expand(*z.shape[:-2], self.num_components, *z.shape[-2:])
-        own = {"loc": params["loc"], "scale_tril": params["scale_tril"]}
+        own = components_log_prob(params["loc"], params["scale_tril"], z)
         tail = StudentT(self.dof).log_prob(_tail(params), z)
-        return torch.cat([FullRank().log_prob(own, copies), tail[..., None, :]], dim=-2)
+        return torch.cat([own, tail[..., None, :]], dim=-2)
 
     def moments(
         self, params: dict[str, Tensor]

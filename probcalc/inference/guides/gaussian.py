@@ -40,6 +40,21 @@ def precision_root(scale_tril: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*b
     return torch.linalg.solve_triangular(scale_tril, eye.expand_as(scale_tril), upper=False)
 
 
+def components_log_prob(
+    loc: Float[Tensor, "*fits k d"],
+    scale_tril: Float[Tensor, "*fits k d d"],
+    z: Float[Tensor, "*batch n d"],
+) -> Float[Tensor, "*batch k n"]:
+    """Log density of every row under each of k Gaussians, by one matrix product."""
+    k, d = loc.shape[-2:]
+    middle = loc.mean(dim=-2, keepdim=True)  # near the draws, so that differences keep digits
+    root = precision_root(scale_tril)
+    centre = (root @ (loc - middle)[..., None]).flatten(-3, -2)  # (*fits, k d, 1)
+    white = root.flatten(-3, -2) @ (z - middle).mT - centre
+    squares = white.square().unflatten(-2, (k, d)).sum(dim=-2)
+    return -0.5 * (squares + d * LOG_2PI) - log_det(scale_tril)[..., None]
+
+
 def conditional_sd(scale_tril: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d"]:
     """P_ii^(−1/2): the standard deviation of each coordinate given all others."""
     return precision_root(scale_tril).square().sum(dim=-2).rsqrt()

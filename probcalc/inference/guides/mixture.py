@@ -21,8 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probcalc.inference.guides.full_rank import FullRank
-from probcalc.inference.guides.gaussian import lower_root
+from probcalc.inference.guides.gaussian import components_log_prob, lower_root
 
 if TYPE_CHECKING:
     from probcalc.inference.target import Target
@@ -133,9 +132,7 @@ class GaussianMixture:
         self, params: dict[str, Tensor], z: Float[Tensor, "*batch n d"]
     ) -> Float[Tensor, "*batch k n"]:
         """Log density of each component."""
-        copies = z.unsqueeze(-3).expand(*z.shape[:-2], self.num_components, *z.shape[-2:])
-        own = {name: params[name] for name in ("loc", "scale_tril")}
-        return FullRank().log_prob(own, copies)
+        return components_log_prob(params["loc"], params["scale_tril"], z)
 
     def from_gaussian(
         self, loc: Float[Tensor, "*batch d"], scale_tril: Float[Tensor, "*batch d d"]
