@@ -45,6 +45,7 @@ from probcalc.inference.evidence_bounds import (
 )
 from probcalc.inference.fit import fit
 from probcalc.inference.importance import WeightedDraws, num_strata, weighted_draws
+from probcalc.inference.moments import mean_of_terms
 from probcalc.inference.nuts import FromNUTS
 from probcalc.inference.parameters import Values
 from probcalc.inference.particles import FromAnnealing
@@ -217,7 +218,9 @@ def _judged(
     if any(float(e.value + e.error) < float(low.value - low.error) for e in [high, *ends]):
         status |= Status.NOT_CONVERGED
         reasons = [*reasons, "the ends cross: the posterior draws miss a part of the posterior"]
-    elbo, eubo = (bounds[b.name] if b else _nothing(each) for b in plain)
+    # as bounds they hold whatever a tail hides; as the ends of a distance they do not
+    elbo = mean_of_terms(plain[0].terms, each)
+    eubo = bounds[plain[1].name] if plain[1] else _nothing(each)
     return Bracket(
         lower=replace(low, status=int(status & _NO_EVIDENCE)),
         upper=replace(high, status=int(status)),

@@ -61,7 +61,9 @@ def linear_response(
 
     Returns:
         Estimate of shape ``(p, p)``, or a scalar variance for a scalar function. Flagged
-        `INDEFINITE` where the ELBO has no minimum at the guide's parameters.
+        `INDEFINITE` where the ELBO has no minimum at the guide's parameters, and with those flags
+        of the posterior that no response repairs (an improper density, a fit that has not
+        converged); uneven weights are what it is for.
 
     Raises:
         ValueError: If there is no target, or the guide has no reparametrised draws.
@@ -93,8 +95,10 @@ def linear_response(
     bar = Estimate.from_replicates(
         values, confidence=confidence, num_evals=0, method="linear response"
     )
-    flags = Status.OK if all(good for _, good in found) else Status.INDEFINITE
-    error = bar.error if flags == Status.OK else torch.full_like(out, math.inf)
+    has_minimum = all(good for _, good in found)
+    error = bar.error if has_minimum else torch.full_like(out, math.inf)
+    inherited = posterior.status & ~Status.UNRELIABLE_WEIGHTS
+    flags = inherited | (Status.OK if has_minimum else Status.INDEFINITE)
     return Estimate(
         bar.value,
         error,
