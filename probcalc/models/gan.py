@@ -15,7 +15,6 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,21 +22,86 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from probcalc._random import child, draw_seed
+from probcalc._random import draw_seed
 from probcalc.divergence.duals import JensenShannonDual
-from probcalc.models.rows import checked, loaded, seeded
+from probcalc.models.fitted import Fitted, Readable, trained
+from probcalc.models.rows import checked, seeded
 from probcalc.optimization.first_order import Adam
 from probcalc.result import Estimate
-from probcalc.training.checkpoint import save_checkpoint
 from probcalc.training.gradients import LossAndGradients
-from probcalc.training.loop import TrainResult, train
 from probcalc.training.parallel import rows_randn
 
 _BATCH, _EMA, _STEPS = 256, 0.999, 6_000
 
 
+class Players(nn.Module):
+    """Generator and critic, and whose turn it is."""
+
+    turn: Tensor
+    last: Tensor
+    last_generator: Tensor
+
+    def __init__(self, generator: nn.Module, critic: nn.Module, event: tuple[int, ...]) -> None:
+        super().__init__()
+        self.generator, self.critic, self.event = generator, critic, event
+        for name in ("turn", "last", "last_generator"):
+            self.register_buffer(name, torch.zeros(()))
+
+    def drawn(self, z: Float[Tensor, "n d"]) -> Float[Tensor, " n *event"]:
+        """Rows."""
+        return self.generator(z).reshape(len(z), *self.event)
+
+    def score(self, x: Float[Tensor, " n *event"]) -> Float[Tensor, " n"]:
+        """The critic's T."""
+        return self.critic(x).reshape(len(x))
+
+
+class GANFit(Fitted):
+    """Both networks with their values."""
+
+    @property
+    def players(self) -> Players:
+        """The networks."""
+        return self.network
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, *, generator: torch.Generator | None = None
+    ) -> Float[Tensor, " n *event"]:
+        """New rows."""
+        stream = self._stream(generator)
+        return self.players.drawn(self._noise(n, self.settings.latent_dim, stream=stream))
+
+    @torch.no_grad()
+    def divergence(
+        self,
+        x: Float[Tensor, " n *event"],
+        *,
+        confidence: float = 0.99,
+        generator: torch.Generator | None = None,
+    ) -> Estimate:
+        """Lower bound of the Jensen-Shannon divergence of rows and samples, by this critic.
+
+        Of rows that it was not trained on; 0 to ln 2. The bar is that of the bound.
+        """
+        made = self.sample(len(x), generator=generator)
+        rows = self._rows(x).reshape(made.shape)
+        at_p, at_q = (self.players.score(t).double() for t in (rows, made))
+        dual = JensenShannonDual()
+        std_error = dual.std_error(at_p, at_q)
+        width = math.sqrt(2) * torch.erfinv(torch.tensor(confidence, dtype=torch.float64))
+        return Estimate(
+            dual.bound(at_p, at_q),
+            width * std_error,
+            std_error=std_error,
+            confidence=confidence,
+            num_evals=2 * len(x),
+            method=f"{dual.name} by the critic",
+        )
+
+
 @dataclass(frozen=True, eq=False)
-class GAN:
+class GAN(Readable[GANFit]):
     """Settings of the model.
 
     Args:
@@ -61,6 +125,8 @@ class GAN:
     generator: nn.Module | None = None
     critic: nn.Module | None = None
 
+    answer, sample = GANFit, "turn"
+
     def __post_init__(self) -> None:
         """Check the settings.
 
@@ -72,6 +138,11 @@ class GAN:
                 "`GAN` needs latent_dim of at least 1 and penalty of at least 0, got "
                 f"{self.latent_dim}, {self.penalty}."
             )
+
+    @property
+    def kind_of_rows(self) -> _Anything:
+        """Any finite numbers."""
+        return _Anything()
 
     def fit(
         self,
@@ -93,9 +164,14 @@ class GAN:
         Raises:
             ValueError: If there are no rows, or a number is not finite.
         """
-        x = checked("x", x, _Anything())
+        x = checked("x", x, self.kind_of_rows)
         seed = draw_seed(generator)
-        players = self._built(x, 0, seed)
+        players, turns = self._built(x, 0, seed), _Turns()
+
+        def loss(players: Players, rows: Tensor, noise: torch.Generator) -> LossAndGradients:
+            step = self._generators_step if turns.now else self._critics_step
+            return step(players, rows, noise)
+
         chosen = {
             "batch_size": _BATCH,
             "optimizer": Adam(1e-3, betas=(0.0, 0.99)),
@@ -103,42 +179,32 @@ class GAN:
             **settings,
             "max_steps": 2 * num_rounds,
             "allow_unused": True,
-            "schedules": {"turn": lambda step: float(step % 2)},
+            "schedules": {"turn": turns},
         }
-        result = train(self._loss, players, x, generator=child(seed, 1), **chosen)
-        if result.averaged is not None:
-            players.load_state_dict({**players.state_dict(), **result.averaged})
-        about = tuple(x.shape[1:]), result, len(x), self.latent_dim
-        return GANFit(players.eval().requires_grad_(False), *about)
+        result = trained(loss, players, x, seed, chosen)
+        return self._fitted(players, tuple(x.shape[1:]), result, len(x))
 
-    def load(self, path: Path | str) -> GANFit:
-        """What `GANFit.save` wrote of a model with these settings.
+    def _critics_step(
+        self, players: Players, x: Tensor, generator: torch.Generator
+    ) -> LossAndGradients:
+        """The critic's loss, and its gradients alone."""
+        made = players.drawn(self._noise(x, generator)).detach()
+        loss, divergence = self._critic_loss(players, x, made)
+        players.last.copy_(divergence)
+        metrics = {"generator": players.last_generator.clone(), "critic": divergence}
+        return _for_one(players, "critic", loss, metrics)
 
-        Raises:
-            CheckpointError: If the file is damaged, or no file of ours.
-            ValueError: If it is of other settings.
-        """
-        players, record = loaded(path, "turn", lambda example, _: self._built(example, 0, 0))
-        fitted = players.eval().requires_grad_(False)
-        event = tuple(record["event"])
-        return GANFit(fitted, event, None, record["num_rows"], self.latent_dim)
+    def _generators_step(
+        self, players: Players, x: Tensor, generator: torch.Generator
+    ) -> LossAndGradients:
+        """The generator's."""
+        loss = softplus(-players.score(players.drawn(self._noise(x, generator)))).mean()
+        players.last_generator.copy_(loss.detach())
+        metrics = {"generator": loss.detach(), "critic": players.last.clone()}
+        return _for_one(players, "generator", loss, metrics)
 
-    def _loss(self, players: Players, x: Tensor, generator: torch.Generator) -> LossAndGradients:
-        """The loss of the player whose turn it is, and its gradients alone."""
-        z = rows_randn(len(x), self.latent_dim, generator=generator, like=x)
-        if players.turn.item():
-            names, mine = _own(players, "generator")
-            loss = softplus(-players.score(players.drawn(z))).mean()
-            metrics = {"generator": loss.detach(), "critic": players.last.clone()}
-        else:
-            names, mine = _own(players, "critic")
-            loss, divergence = self._critic_loss(players, x, players.drawn(z).detach())
-            players.last.copy_(divergence)
-            metrics = {"generator": players.last_generator.clone(), "critic": divergence}
-        grads = torch.autograd.grad(loss, mine)
-        if players.turn.item():
-            players.last_generator.copy_(loss.detach())
-        return LossAndGradients(loss.detach(), dict(zip(names, grads, strict=True)), metrics)
+    def _noise(self, x: Tensor, generator: torch.Generator) -> Float[Tensor, "n d"]:
+        return rows_randn(len(x), self.latent_dim, generator=generator, like=x)
 
     def _critic_loss(self, players: Players, x: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
         real = x.detach().requires_grad_(self.penalty > 0)
@@ -169,104 +235,28 @@ class GAN:
         return seeded(build, seed).to(x.device, x.dtype)
 
 
-class Players(nn.Module):
-    """Generator and critic, and whose turn it is."""
-
-    turn: Tensor
-    last: Tensor
-    last_generator: Tensor
-
-    def __init__(self, generator: nn.Module, critic: nn.Module, event: tuple[int, ...]) -> None:
-        super().__init__()
-        self.generator, self.critic, self.event = generator, critic, event
-        for name in ("turn", "last", "last_generator"):
-            self.register_buffer(name, torch.zeros(()))
-
-    def drawn(self, z: Float[Tensor, "n d"]) -> Float[Tensor, " n *event"]:
-        """Rows."""
-        return self.generator(z).reshape(len(z), *self.event)
-
-    def score(self, x: Float[Tensor, " n *event"]) -> Float[Tensor, " n"]:
-        """The critic's T."""
-        return self.critic(x).reshape(len(x))
-
-
-@dataclass(frozen=True, eq=False)
-class GANFit:
-    """Both networks with their values.
-
-    Args:
-        players: Generator and critic.
-        event: Shape of a row.
-        training: How it went; None for a model from a file.
-        num_rows: Rows that it was trained on.
-        latent_dim: Normal numbers that a row is made of.
-    """
-
-    players: Players
-    event: tuple[int, ...]
-    training: TrainResult | None
-    num_rows: int
-    latent_dim: int
-
-    @property
-    def ok(self) -> bool:
-        """Whether training met nothing that is not finite."""
-        return self.training is None or self.training.ok
-
-    @torch.no_grad()
-    def sample(
-        self, n: int, *, generator: torch.Generator | None = None
-    ) -> Float[Tensor, " n *event"]:
-        """New rows."""
-        like = self.players.turn
-        stream = child(draw_seed(generator), 0, like.device)
-        shape = (n, self.latent_dim)
-        z = torch.randn(shape, generator=stream, dtype=like.dtype, device=like.device)
-        return self.players.drawn(z)
-
-    @torch.no_grad()
-    def divergence(
-        self,
-        x: Float[Tensor, " n *event"],
-        *,
-        confidence: float = 0.99,
-        generator: torch.Generator | None = None,
-    ) -> Estimate:
-        """Lower bound of the Jensen-Shannon divergence of rows and samples, by this critic.
-
-        Of rows that it was not trained on; 0 to ln 2. The bar is that of the bound.
-        """
-        made = self.sample(len(x), generator=generator)
-        at_p, at_q = (self.players.score(t.to(self.players.turn)).double() for t in (x, made))
-        dual = JensenShannonDual()
-        std_error = dual.std_error(at_p, at_q)
-        width = math.sqrt(2) * torch.erfinv(torch.tensor(confidence, dtype=torch.float64))
-        return Estimate(
-            dual.bound(at_p, at_q),
-            width * std_error,
-            std_error=std_error,
-            confidence=confidence,
-            num_evals=2 * len(x),
-            method=f"{dual.name} by the critic",
-        )
-
-    def save(self, folder: Path | str) -> Path:
-        """Write the values to a folder, checked by sums, without code in it."""
-        record = {"event": list(self.event), "condition": 0, "num_rows": self.num_rows}
-        return save_checkpoint(Path(folder), 0, self.players.state_dict(), record)
-
-
 class _Anything:
     def check(self, x: Tensor) -> None:
         pass
 
 
-def _own(players: Players, name: str) -> tuple[list[str], list[Tensor]]:
-    """Parameters of one player."""
-    named = getattr(players, name).named_parameters(prefix=name)
-    names, params = zip(*named, strict=True)
-    return list(names), list(params)
+class _Turns:
+    """Whose turn it is, on the host, which need not wait for the device to know it."""
+
+    now = 0
+
+    def __call__(self, step: int) -> float:
+        self.now = step % 2
+        return float(self.now)
+
+
+def _for_one(
+    players: Players, name: str, loss: Tensor, metrics: dict[str, Tensor]
+) -> LossAndGradients:
+    """A loss with the gradients of one player's parameters."""
+    mine = dict(getattr(players, name).named_parameters(prefix=name))
+    grads = torch.autograd.grad(loss, list(mine.values()))
+    return LossAndGradients(loss.detach(), dict(zip(mine, grads, strict=True)), metrics)
 
 
 def _layers(widths: tuple[int, ...], activation: Callable[[], nn.Module]) -> list[nn.Module]:

@@ -4,50 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probcalc._random import child, draw_seed
 from probcalc.models.diffusion.chain import DiffusionChain
 from probcalc.models.diffusion.data import Levels
-from probcalc.models.diffusion.sampling import Ancestral
+from probcalc.models.diffusion.sampling import Ancestral, Step
 from probcalc.models.diffusion.schedules import low_discrepancy, signal_and_noise
+from probcalc.models.fitted import Fitted, data_std_error
 from probcalc.result import Estimate
-from probcalc.training.checkpoint import save_checkpoint
-from probcalc.training.loop import TrainResult
-
-_BYTES = 2**26  # of the network's numbers at a time
 
 
-@dataclass(frozen=True, eq=False)
-class DiffusionFit:
-    """The network with its values.
-
-    Args:
-        chain: Denoiser and schedule.
-        event: Shape of a row.
-        num_steps: Of the chain that was trained; None: continuous time.
-        training: How it went; None for a model from a file.
-        num_rows: Rows that it was trained on.
-        condition: Numbers of a condition.
-    """
-
-    chain: DiffusionChain
-    event: tuple[int, ...]
-    num_steps: int | None
-    training: TrainResult | None
-    num_rows: int
-    condition: int = 0
+class DiffusionFit(Fitted):
+    """Denoiser and schedule with their values."""
 
     @property
-    def ok(self) -> bool:
-        """Whether training met nothing that is not finite."""
-        return self.training is None or self.training.ok
+    def chain(self) -> DiffusionChain:
+        """The network."""
+        return self.network
 
     @torch.no_grad()
     def elbo(
@@ -77,7 +54,7 @@ class DiffusionFit:
             raise ValueError(f"`num_draws` must be at least 2 for an error bar, got {num_draws}.")
         stream, totals, each = self._stream(generator), [], torch.zeros(len(x)).double()
         for _ in range(num_draws):
-            parts = [self._terms(*part, stream) for part in self._chunks(x, condition)]
+            parts = [self._terms(*part, stream) for part in self._parts(x, condition)]
             rows = torch.cat([sum(p).double() for p in parts]).cpu()
             totals.append(-rows.mean())
             each -= rows / num_draws
@@ -87,8 +64,7 @@ class DiffusionFit:
             num_evals=num_draws * len(x),
             method=f"bound of the diffusion, {num_draws} draws a row",
         )
-        spread = float(each.std() / math.sqrt(len(x))) if len(x) > 1 else math.inf
-        estimate.diagnostics["data_std_error"] = spread
+        estimate.diagnostics["data_std_error"] = data_std_error(each)
         return estimate
 
     def bits_per_dim(self, x: Float[Tensor, " n *event"], **settings: Any) -> Estimate:
@@ -140,13 +116,13 @@ class DiffusionFit:
             raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
         stream, like = self._stream(generator), self.chain.bias
         told = None if condition is None else condition.to(like)
-        shape = (n, math.prod(self.event))
-        z = torch.randn(shape, generator=stream, dtype=like.dtype, device=like.device)
+        z = self._noise(n, math.prod(self.event), stream=stream)
         times = torch.linspace(0, 1, num_steps + 1, dtype=like.dtype, device=like.device)
         gammas = self.chain.gamma(times)[0]
         guess = lambda at, gamma: self.chain.guess(at, gamma, told)  # noqa: E731
         for i in reversed(range(num_steps)):
-            z = method.step(guess, z, gammas[i].expand(n), gammas[i + 1].expand(n), stream)
+            ends = gammas[i].expand(n), gammas[i + 1].expand(n)
+            z = method.step(guess, Step(z, *ends, stream))
         first = gammas[0].expand(n)
         if isinstance(self.chain.kind, Levels):  # the mode of p(x|z_0)
             best = self.chain.kind.log_masses(z, first).argmax(dim=-2)
@@ -167,12 +143,10 @@ class DiffusionFit:
         """Where in time the bound is lost: middles of bins, mean nats a row, standard errors."""
         stream, times, terms = self._stream(generator), [], []
         for _ in range(num_draws):
-            for rows, told in self._chunks(x, condition):
+            for rows, told in self._parts(x, condition):
                 coded = self.chain.kind.encoded(rows)
                 t = low_discrepancy(len(rows), stream, coded)
-                eps = torch.randn(
-                    coded.shape, generator=stream, dtype=coded.dtype, device=coded.device
-                )
+                eps = self._noise(*coded.shape, stream=stream)
                 times.append(t)
                 terms.append(self.chain.diffusion(coded, t, eps, told))
         t, loss = torch.cat(times).double().cpu(), torch.cat(terms).double().cpu()
@@ -183,21 +157,6 @@ class DiffusionFit:
         middles = (torch.arange(num_bins).double() + 0.5) / num_bins
         return middles, mean, (away / (count - 1).clamp(min=1) / count).sqrt()
 
-    def save(self, folder: Path | str) -> Path:
-        """Write the values to a folder, checked by sums, without code in it.
-
-        Read by `Diffusion.load` with the settings of this model.
-        """
-        record = {
-            "event": list(self.event),
-            "condition": self.condition,
-            "num_rows": self.num_rows,
-        }
-        return save_checkpoint(Path(folder), 0, self.chain.state_dict(), record)
-
-    def _stream(self, generator: torch.Generator | None) -> torch.Generator:
-        return child(draw_seed(generator), 0, self.chain.bias.device)
-
     def _terms(
         self, rows: Tensor, told: Tensor | None, stream: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,32 +165,12 @@ class DiffusionFit:
         t = low_discrepancy(len(x), stream, x)
         # rows in random order, so that a row's time does not follow from its place
         order = torch.randperm(len(x), generator=stream, device=x.device)
-        kind = {"generator": stream, "dtype": x.dtype, "device": x.device}
-        terms = self.chain.diffusion(
-            x, t[order], torch.randn(x.shape, **kind), told, self.num_steps
-        )
-        prior, reconstruction = self.chain.ends(rows, x, torch.randn(x.shape, **kind))
+        eps, noise = (self._noise(*x.shape, stream=stream) for _ in range(2))
+        terms = self.chain.diffusion(x, t[order], eps, told, self.settings.num_steps)
+        prior, reconstruction = self.chain.ends(rows, x, noise)
         return terms, prior, -reconstruction
 
-    def _chunks(
+    def _parts(
         self, x: Tensor, condition: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Flat rows on the network's device, so many that their numbers fit.
-
-        Yields:
-            Rows and their conditions.
-
-        Raises:
-            ValueError: If rows have another shape or are of another kind.
-        """
-        if tuple(x.shape[1:]) != self.event:
-            raise ValueError(
-                f"rows must have the shape {self.event} of those in training, got "
-                f"{tuple(x.shape[1:])}."
-            )
-        self.chain.kind.check(x)
-        rows = x.flatten(1).to(self.chain.bias)
-        told = None if condition is None else condition.to(rows)
-        size = max(1, _BYTES // (8 * self.chain.bias.numel()))
-        for i in range(0, len(rows), size):
-            yield rows[i : i + size], None if told is None else told[i : i + size]
+        return self._chunks(x, condition, self.chain.bias.numel())

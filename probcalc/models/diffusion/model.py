@@ -11,32 +11,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from probcalc._random import child, draw_seed
 from probcalc.models.diffusion.chain import DiffusionChain
 from probcalc.models.diffusion.data import Kind, Levels
 from probcalc.models.diffusion.denoisers import LevelLogits, ResidualPerceptron, Velocity
 from probcalc.models.diffusion.fitted import DiffusionFit
 from probcalc.models.diffusion.schedules import LinearSchedule, low_discrepancy
-from probcalc.models.rows import checked, joined, loaded, seeded
-from probcalc.optimization.first_order import Adam
-from probcalc.optimization.schedule import CosineSchedule
-from probcalc.training.loop import train
+from probcalc.models.fitted import Generative
+from probcalc.models.rows import seeded
 from probcalc.training.parallel import rows_randn
 
-_BATCH, _EPOCHS, _EMA = 128, 100, 0.995
 _LEAST = 0.5  # observations added to the count of every level
 
 
 @dataclass(frozen=True, eq=False)
-class Diffusion:
+class Diffusion(Generative[DiffusionFit]):
     """Settings of the model.
+
+    Trained by Adam at 1e-3 falling along a cosine, in batches of 128 and 100 epochs, with moving
+    averages of the weights at 0.995, unless `fit` is told otherwise.
 
     Args:
         kind: `Levels(v)` for whole numbers below v, `Real()` for numbers of unit variance.
@@ -59,6 +57,9 @@ class Diffusion:
     schedule: Any = LinearSchedule()  # noqa: RUF009
     num_steps: int | None = None
 
+    answer, sample, rate = DiffusionFit, "bias", 1e-3
+    training = {"batch_size": 128, "max_epochs": 100, "ema": 0.995}  # noqa: RUF012 (read only)
+
     def __post_init__(self) -> None:
         """Check the settings.
 
@@ -75,68 +76,14 @@ class Diffusion:
             return self.prediction
         return LevelLogits() if isinstance(self.kind, Levels) else Velocity()
 
-    def fit(
-        self,
-        x: Tensor,
-        *,
-        condition: Tensor | None = None,
-        validation: Tensor | tuple[Tensor, Tensor] | None = None,
-        generator: torch.Generator | None = None,
-        **settings: Any,
-    ) -> DiffusionFit:
-        """Train on rows.
+    @property
+    def kind_of_rows(self) -> Kind:
+        """What diffuses."""
+        return self.kind
 
-        Args:
-            x: Shape ``(n, *event)``.
-            condition: Shape ``(n, c)``: what the denoiser is told of every row.
-            validation: Other rows, or rows and their conditions, watched every epoch.
-            generator: Source of the start, the order of rows and the noise.
-            **settings: Of `train`; by default Adam at 1e-3 falling along a cosine, batches of
-                128, 100 epochs, and moving averages of the weights at 0.995.
-
-        Raises:
-            ValueError: If the data are not of that kind, or shapes do not match.
-        """
-        x = checked("x", x, self.kind)
-        seed = draw_seed(generator)
-        width = 0 if condition is None else condition.shape[1]
-        chain = self._built(x, width, seed)
-        chosen = self._settings(len(x), settings)
-        if validation is not None:
-            rows = validation if isinstance(validation, tuple) else (validation,)
-            checked("validation", rows[0], self.kind)
-            chosen["validation"] = joined(*rows)
-        data = joined(x, condition)
-        result = train(self._loss(), chain, data, generator=child(seed, 1), **chosen)
-        if result.averaged is not None:
-            chain.load_state_dict({**chain.state_dict(), **result.averaged})
-        fitted = chain.eval().requires_grad_(False)
-        return DiffusionFit(fitted, tuple(x.shape[1:]), self.num_steps, result, len(x), width)
-
-    def load(self, path: Path | str) -> DiffusionFit:
-        """What `DiffusionFit.save` wrote of a model with these settings.
-
-        Raises:
-            CheckpointError: If the file is damaged, or no file of ours.
-            ValueError: If it is of other settings.
-        """
-        build = lambda example, condition: self._built(example, condition, seed=0)  # noqa: E731
-        chain, record = loaded(path, "bias", build)
-        fitted = chain.eval().requires_grad_(False)
-        about = None, record["num_rows"], record["condition"]
-        return DiffusionFit(fitted, tuple(record["event"]), self.num_steps, *about)
-
-    def _settings(self, n: int, given: dict[str, Any]) -> dict[str, Any]:
-        chosen = {"batch_size": _BATCH, "ema": _EMA, **given}
-        if not chosen.keys() & {"max_epochs", "max_steps"}:
-            chosen["max_epochs"] = _EPOCHS
-        if not chosen.keys() & {"optimizer", "schedule"}:
-            size = min(chosen["batch_size"] or n, n)
-            steps = chosen.get("max_steps") or chosen["max_epochs"] * math.ceil(n / size)
-            chosen |= {"optimizer": Adam(1e-3), "schedule": CosineSchedule(max(2, steps))}
-        return chosen
-
-    def _loss(self) -> Callable[..., Any]:
+    def _loss(
+        self, event: tuple[int, ...]
+    ) -> tuple[Callable[..., Any], dict[str, Callable[[int], float]]]:
         """Nats a row, and its three parts."""
 
         def loss(chain: DiffusionChain, batch: Any, generator: torch.Generator) -> Any:
@@ -157,7 +104,7 @@ class Diffusion:
             }
             return total, metrics
 
-        return loss
+        return loss, {}
 
     def _built(self, x: Tensor, condition: int, seed: int) -> DiffusionChain:
         pixels = math.prod(x.shape[1:])

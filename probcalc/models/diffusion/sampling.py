@@ -23,23 +23,34 @@ from probcalc.models.diffusion.schedules import signal_and_noise
 Guess = Callable[[Tensor, Tensor], Tensor]  # z (n, p) and gamma (n) to a guess of x
 
 
+@dataclass(frozen=True, eq=False)
+class Step:
+    """From γ_t to γ_s, nearer to the data.
+
+    Args:
+        z: z_t.
+        earlier: γ_s.
+        later: γ_t.
+        generator: Source of noise.
+    """
+
+    z: Float[Tensor, "n p"]
+    earlier: Float[Tensor, " n"]
+    later: Float[Tensor, " n"]
+    generator: torch.Generator
+
+
 @dataclass(frozen=True)
 class Ancestral:
     """A draw from the model's chain."""
 
     evaluations: int = 1
 
-    def step(
-        self,
-        guess: Guess,
-        z: Float[Tensor, "n p"],
-        earlier: Float[Tensor, " n"],
-        later: Float[Tensor, " n"],
-        generator: torch.Generator,
-    ) -> Float[Tensor, "n p"]:
+    def step(self, guess: Guess, at: Step) -> Float[Tensor, "n p"]:
         """From z_t to z_s."""
-        eps = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-        return step_back(z, guess(z, later), earlier, later).draw(eps)
+        z = at.z
+        eps = torch.randn(z.shape, generator=at.generator, dtype=z.dtype, device=z.device)
+        return step_back(z, guess(z, at.later), at.earlier, at.later).draw(eps)
 
 
 @dataclass(frozen=True)
@@ -48,16 +59,9 @@ class Deterministic:
 
     evaluations: int = 1
 
-    def step(
-        self,
-        guess: Guess,
-        z: Float[Tensor, "n p"],
-        earlier: Float[Tensor, " n"],
-        later: Float[Tensor, " n"],
-        generator: torch.Generator,
-    ) -> Float[Tensor, "n p"]:
+    def step(self, guess: Guess, at: Step) -> Float[Tensor, "n p"]:
         """From z_t to z_s."""
-        return _along(guess(z, later), z, earlier, later)
+        return _along(guess(at.z, at.later), at.z, at.earlier, at.later)
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,9 @@ class Midpoint:
 
     evaluations: int = 2
 
-    def step(
-        self,
-        guess: Guess,
-        z: Float[Tensor, "n p"],
-        earlier: Float[Tensor, " n"],
-        later: Float[Tensor, " n"],
-        generator: torch.Generator,
-    ) -> Float[Tensor, "n p"]:
+    def step(self, guess: Guess, at: Step) -> Float[Tensor, "n p"]:
         """From z_t to z_s by the guess half way in γ."""
+        z, earlier, later = at.z, at.earlier, at.later
         half = 0.5 * (earlier + later)
         middle = _along(guess(z, later), z, half, later)
         found = guess(middle, half)

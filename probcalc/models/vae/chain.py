@@ -6,7 +6,6 @@ the data is the first; `z` of all levels is one vector in that order.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,6 @@ from probcalc.inference.guides.gaussian import standard_log_prob
 from probcalc.inference.hierarchical import Bound, Normals, hierarchical_elbo
 from probcalc.models.vae.likelihoods import Likelihood
 from probcalc.models.vae.networks import with_condition
-
-_ROWS = 2**26  # bytes of the pixels' numbers that are decoded at a time
 
 
 @dataclass(frozen=True)
@@ -266,8 +263,3 @@ def _normals(numbers: Float[Tensor, "*n e"]) -> Normals:
 def _log_density(q: Normals, z: Tensor) -> Tensor:
     eps = (z - q.loc) * (-q.log_scale).exp()
     return standard_log_prob(eps) - q.log_scale.sum(dim=-1)
-
-
-def rows_at_a_time(num_pixels: int, num_outputs: int) -> int:
-    """Decoded rows that fit the memory set aside for them."""
-    return max(1, _ROWS // (8 * math.prod((num_pixels, num_outputs))))

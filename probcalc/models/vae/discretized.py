@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
-from probcalc.models.vae.likelihoods import TINY, Extra, check_levels, drawn
+from probcalc.models.vae.likelihoods import TINY, Extra, WholeNumbers, drawn
 
 _NARROW = -7.0  # log scale, in units of the range: far below a level's width
 
 
 @dataclass(frozen=True)
-class DiscretizedLogistic:
+class DiscretizedLogistic(WholeNumbers):
     """Levels 0 … V − 1 by logistic distributions, or mixtures of them, cut at the edges.
 
     Args:
@@ -41,18 +41,6 @@ class DiscretizedLogistic:
         """Locations, log scales, and log weights of several components."""
         kinds = 1 + (not self.shared_scale) + (self.num_components > 1)
         return kinds * self.num_components
-
-    def check(self, x: Tensor) -> None:
-        """Whole numbers below V."""
-        check_levels(x, self.levels)
-
-    def seen(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """As they are."""
-        return x
-
-    def encoded(self, x: Tensor) -> Tensor:
-        """From 0 to 1."""
-        return x / (self.levels - 1)
 
     def start(self, x: Tensor) -> Tensor:
         """Means and standard deviations, in units of the range; components spread over them."""

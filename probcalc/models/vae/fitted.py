@@ -4,46 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Normal
 
-from probcalc._random import child, draw_seed
 from probcalc.inference.hierarchical import Bound
-from probcalc.models.vae.chain import Chain, rows_at_a_time
+from probcalc.models.fitted import Fitted, data_std_error, rows_at_a_time
+from probcalc.models.vae.chain import Chain
 from probcalc.models.vae.diagnosis import Diagnosis, diagnosis
 from probcalc.models.vae.evidence import Weighed, joined
 from probcalc.result import Estimate
-from probcalc.training.checkpoint import save_checkpoint
-from probcalc.training.loop import TrainResult
 
 
-@dataclass(frozen=True, eq=False)
-class VAEFit:
-    """The network with its values.
-
-    Args:
-        chain: Bodies, heads, priors and decoder.
-        event: Shape of a row.
-        training: How it went; None for a model from a file.
-        num_rows: Rows that it was trained on.
-        condition: Numbers of a condition.
-    """
-
-    chain: Chain
-    event: tuple[int, ...]
-    training: TrainResult | None
-    num_rows: int
-    condition: int = 0
+class VAEFit(Fitted):
+    """Bodies, heads, priors and decoder with their values."""
 
     @property
-    def ok(self) -> bool:
-        """Whether training met nothing that is not finite."""
-        return self.training is None or self.training.ok
+    def chain(self) -> Chain:
+        """The network."""
+        return self.network
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, " n *event"], condition: Tensor | None = None) -> Normal:
@@ -86,7 +67,7 @@ class VAEFit:
             mean: Whether pixels are means given the latents, which look smoother, not draws.
             generator: Source of randomness.
         """
-        stream = child(draw_seed(generator), 0, self.chain.beta.device)
+        stream = self._stream(generator)
         z = self.chain.descend(self.chain.top.sample(n, stream), stream)
         return self._pixels(z, condition, None if mean else stream)
 
@@ -142,7 +123,7 @@ class VAEFit:
         if num_importance < 2:
             raise ValueError(f"`num_importance` must be at least 2, got {num_importance}.")
         stream, parts = self._stream(generator), []
-        for rows, told in self._chunks(x, condition, max(1, num_importance // 50)):
+        for rows, told in self._chunks(x, condition, self._numbers(max(1, num_importance // 50))):
             log_w = self._log_weights(rows, told, num_importance, stream)
             parts.append(Weighed.of(log_w))
         return joined(parts).estimate(confidence, num_importance)
@@ -163,29 +144,11 @@ class VAEFit:
             torch.cat([b.reconstruction for b in bounds]), torch.cat([b.kl for b in bounds], dim=1)
         )
         q, units = self.encode(x, condition), []
-        rows = self._rows(x)
-        for part, told in self._chunks(x, condition, 1):
+        for part, told in self._chunks(x, condition, self._numbers(1)):
             evidence = self._evidence(part, told)
-            eps = torch.randn(
-                (len(part), num_draws, sum(self.chain.dims)),
-                generator=stream,
-                dtype=rows.dtype,
-                device=rows.device,
-            )
+            eps = self._noise(len(part), num_draws, sum(self.chain.dims), stream=stream)
             units.append(self._unit_kl(evidence, eps))
         return diagnosis(bound, q, torch.cat(units).mean(dim=0), self.chain.dims, stream)
-
-    def save(self, folder: Path | str) -> Path:
-        """Write the values to a folder, checked by sums, without code in it.
-
-        Read by `VAE.load` with the settings of this model.
-        """
-        record = {
-            "event": list(self.event),
-            "condition": self.condition,
-            "num_rows": self.num_rows,
-        }
-        return save_checkpoint(Path(folder), 0, self.chain.state_dict(), record)
 
     def _unit_kl(self, evidence: dict[str, Tensor], eps: Tensor) -> Float[Tensor, "n b"]:
         """KL of every latent; of the last level to N(0, 1) where its prior is not normal."""
@@ -197,36 +160,13 @@ class VAEFit:
             units.append((0.5 * (torch.expm1(r) - r + away.square())).mean(dim=1))
         return torch.cat(units, dim=-1)
 
-    def _stream(self, generator: torch.Generator | None) -> torch.Generator:
-        return child(draw_seed(generator), 0, self.chain.beta.device)
-
-    def _rows(self, x: Tensor) -> Float[Tensor, "n p"]:
-        """Flat rows on the network's device.
-
-        Raises:
-            ValueError: If rows have another shape, or the likelihood does not fit them.
-        """
-        if tuple(x.shape[1:]) != self.event:
-            raise ValueError(
-                f"rows must have the shape {self.event} of those in training, got "
-                f"{tuple(x.shape[1:])}."
-            )
-        self.chain.likelihood.check(x)
-        return x.flatten(1).to(self.chain.beta)
+    def _numbers(self, num_draws: int) -> int:
+        """What the decoder says of so many draws."""
+        return num_draws * self.chain.likelihood.num_outputs * math.prod(self.event)
 
     def _evidence(self, x: Tensor, condition: Tensor | None) -> dict[str, Tensor]:
         told = None if condition is None else condition.to(x)
         return self.chain.evidence(x, self.event, told)
-
-    def _chunks(
-        self, x: Tensor, condition: Tensor | None, num_draws: int
-    ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        rows = self._rows(x)
-        fits = rows_at_a_time(rows.shape[1], self.chain.likelihood.num_outputs)
-        size = max(1, fits // num_draws)
-        told = None if condition is None else condition.to(rows)
-        for i in range(0, len(rows), size):
-            yield rows[i : i + size], None if told is None else told[i : i + size]
 
     def _bounds(
         self,
@@ -236,14 +176,9 @@ class VAEFit:
         generator: torch.Generator | None,
     ) -> Iterator[Bound]:
         stream = self._stream(generator)
-        for rows, told in self._chunks(x, condition, num_draws):
+        for rows, told in self._chunks(x, condition, self._numbers(num_draws)):
             seen = self.chain.likelihood.seen(rows, stream)
-            eps = torch.randn(
-                (len(rows), num_draws, sum(self.chain.dims)),
-                generator=stream,
-                dtype=rows.dtype,
-                device=rows.device,
-            )
+            eps = self._noise(len(rows), num_draws, sum(self.chain.dims), stream=stream)
             yield self.chain.bound(seen, self._evidence(seen, told), eps, told)
 
     def _log_weights(
@@ -252,11 +187,10 @@ class VAEFit:
         """Log weights of many draws, some of them at a time, in float64."""
         x = self.chain.likelihood.seen(x, stream)
         evidence = self._evidence(x, condition)
-        fits = rows_at_a_time(x.shape[1], self.chain.likelihood.num_outputs)
-        size, parts = max(1, fits // len(x)), []
+        size, parts = rows_at_a_time(self._numbers(len(x))), []
         for i in range(0, num, size):
             shape = (len(x), min(size, num - i), sum(self.chain.dims))
-            eps = torch.randn(shape, generator=stream, dtype=x.dtype, device=x.device)
+            eps = self._noise(*shape, stream=stream)
             z, levels = self.chain.draw(evidence, eps)
             log_p = self.chain.log_prior(z) + self.chain.reconstruction(z, x, condition)
             parts.append(log_p.double() - self.chain.log_q(levels, z).double())
@@ -283,7 +217,5 @@ def _mean_of_rows(bounds: Float[Tensor, "n k"], confidence: float, method: str) 
     estimate = Estimate.from_replicates(
         replicates, confidence=confidence, num_evals=n * k, method=method
     )
-    each = bounds.double().mean(dim=1)
-    spread = float(each.std() / math.sqrt(n)) if n > 1 else math.inf
-    estimate.diagnostics["data_std_error"] = spread
+    estimate.diagnostics["data_std_error"] = data_std_error(bounds.double().mean(dim=1))
     return estimate

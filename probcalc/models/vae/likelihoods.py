@@ -66,8 +66,38 @@ class Likelihood(Protocol):
         ...
 
 
+class NoExtra:
+    """A likelihood without parameters beside the decoder's."""
+
+    def extra(self, x: Tensor) -> Extra:
+        """None."""
+        return {}
+
+
+class AsGiven:
+    """Data that every step sees as they are."""
+
+    def seen(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """As they are."""
+        return x
+
+
+class WholeNumbers(AsGiven):
+    """Levels 0 … V − 1."""
+
+    levels: int
+
+    def check(self, x: Tensor) -> None:
+        """Whole numbers below V."""
+        check_levels(x, self.levels)
+
+    def encoded(self, x: Tensor) -> Tensor:
+        """From 0 to 1."""
+        return x / (self.levels - 1)
+
+
 @dataclass(frozen=True)
-class Bernoulli:
+class Bernoulli(NoExtra):
     """Pixels of 0 and 1.
 
     Args:
@@ -112,10 +142,6 @@ class Bernoulli:
         share = (x.sum(dim=0) + _LEAST) / (len(x) + 2 * _LEAST)
         return share.logit()[None]
 
-    def extra(self, x: Tensor) -> Extra:
-        """None."""
-        return {}
-
     def log_prob(self, outputs: Tensor, extra: Extra, x: Tensor) -> Tensor:
         """Σ x ln p + (1 − x) ln(1 − p)."""
         logits = outputs.squeeze(-2)
@@ -132,7 +158,7 @@ class Bernoulli:
 
 
 @dataclass(frozen=True)
-class Categorical:
+class Categorical(WholeNumbers, NoExtra):
     """Levels 0 … V − 1 with a probability each, k = V.
 
     Args:
@@ -146,25 +172,9 @@ class Categorical:
         """One a level."""
         return self.levels
 
-    def check(self, x: Tensor) -> None:
-        """Whole numbers below V."""
-        check_levels(x, self.levels)
-
-    def seen(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """As they are."""
-        return x
-
-    def encoded(self, x: Tensor) -> Tensor:
-        """From 0 to 1."""
-        return x / (self.levels - 1)
-
     def start(self, x: Tensor) -> Tensor:
         """Log shares of the levels."""
         return _counts(x, self.levels).log()
-
-    def extra(self, x: Tensor) -> Extra:
-        """None."""
-        return {}
 
     def log_prob(self, outputs: Tensor, extra: Extra, x: Tensor) -> Tensor:
         """Σ ln p_x."""
@@ -185,7 +195,7 @@ class Categorical:
 
 
 @dataclass(frozen=True)
-class Binomial:
+class Binomial(WholeNumbers, NoExtra):
     """Levels 0 … V − 1 as V − 1 trials.
 
     Args:
@@ -195,26 +205,10 @@ class Binomial:
     levels: int
     num_outputs: ClassVar[int] = 1
 
-    def check(self, x: Tensor) -> None:
-        """Whole numbers below V."""
-        check_levels(x, self.levels)
-
-    def seen(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """As they are."""
-        return x
-
-    def encoded(self, x: Tensor) -> Tensor:
-        """From 0 to 1."""
-        return x / (self.levels - 1)
-
     def start(self, x: Tensor) -> Tensor:
         """Logits of the mean."""
         n = self.levels - 1
         return ((x.sum(dim=0) + _LEAST) / (n * len(x) + 2 * _LEAST)).logit()[None]
-
-    def extra(self, x: Tensor) -> Extra:
-        """None."""
-        return {}
 
     def log_prob(self, outputs: Tensor, extra: Extra, x: Tensor) -> Tensor:
         """Σ ln C(n, x) + x ln p + (n − x) ln(1 − p)."""
@@ -233,7 +227,7 @@ class Binomial:
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(AsGiven):
     """Real numbers.
 
     Args:
@@ -263,10 +257,6 @@ class Gaussian:
 
     def check(self, x: Tensor) -> None:
         """Any finite numbers."""
-
-    def seen(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """As they are."""
-        return x
 
     def encoded(self, x: Tensor) -> Tensor:
         """As they are."""

@@ -11,32 +11,29 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from probcalc._random import child, draw_seed
 from probcalc.inference.elbo import draws_of
 from probcalc.inference.objectives import Objective
-from probcalc.models.rows import checked, joined, loaded, seeded
+from probcalc.models.fitted import Generative
+from probcalc.models.rows import seeded
 from probcalc.models.vae.chain import Chain, ChainGuide, Ladder
 from probcalc.models.vae.fitted import VAEFit
 from probcalc.models.vae.likelihoods import Bernoulli, Likelihood
 from probcalc.models.vae.networks import Perceptron
 from probcalc.models.vae.priors import StandardNormal
-from probcalc.optimization.first_order import Adam
-from probcalc.optimization.schedule import CosineSchedule
-from probcalc.training.loop import train
 from probcalc.training.parallel import rows_randn
-
-_BATCH, _EPOCHS = 128, 200
 
 
 @dataclass(frozen=True, eq=False)
-class VAE:
+class VAE(Generative[VAEFit]):
     """Settings of the model.
+
+    Trained by Adam at 2e-3 falling along a cosine, in batches of 128 and 200 epochs, unless `fit`
+    is told otherwise.
 
     Args:
         latent_dim: Latents; a tuple for several levels, next to the data first.
@@ -71,6 +68,9 @@ class VAE:
     beta: float | Callable[[int], float] = 1.0
     free_nats: float = 0.0
 
+    answer, sample, rate = VAEFit, "beta", 2e-3
+    training = {"batch_size": 128, "max_epochs": 200}  # noqa: RUF012 (read only)
+
     def __post_init__(self) -> None:
         """Check the settings.
 
@@ -94,70 +94,15 @@ class VAE:
         """Latents of every level."""
         return (self.latent_dim,) if isinstance(self.latent_dim, int) else tuple(self.latent_dim)
 
-    def fit(
-        self,
-        x: Tensor,
-        *,
-        condition: Tensor | None = None,
-        validation: Tensor | tuple[Tensor, Tensor] | None = None,
-        generator: torch.Generator | None = None,
-        **settings: Any,
-    ) -> VAEFit:
-        """Train on rows.
+    @property
+    def kind_of_rows(self) -> Likelihood:
+        """What the likelihood takes."""
+        return self.likelihood
 
-        Args:
-            x: Shape ``(n, *event)``.
-            condition: Shape ``(n, c)``: what encoder and decoder are told of every row.
-            validation: Other rows, or rows and their conditions, watched every epoch.
-            generator: Source of the starts, the order of rows and the draws.
-            **settings: Of `train`; by default Adam at 2e-3 falling along a cosine, batches of
-                128, 200 epochs.
-
-        Raises:
-            ValueError: If the likelihood does not fit the data, or shapes do not match.
-        """
-        x = checked("x", x, self.likelihood)
-        seed = draw_seed(generator)
-        data = joined(x, condition)
-        width = 0 if condition is None else condition.shape[1]
-        chain = self._built(x, width, seed)
-        chosen = self._settings(len(x), settings)
-        if validation is not None:
-            rows = validation if isinstance(validation, tuple) else (validation,)
-            checked("validation", rows[0], self.likelihood)
-            chosen["validation"] = joined(*rows)
-        event = tuple(x.shape[1:])
-        result = train(self._loss(event), chain, data, generator=child(seed, 1), **chosen)
-        if result.averaged is not None:
-            chain.load_state_dict({**chain.state_dict(), **result.averaged})
-        return VAEFit(chain.eval().requires_grad_(False), event, result, len(x), width)
-
-    def load(self, path: Path | str) -> VAEFit:
-        """What `VAEFit.save` wrote of a model with these settings.
-
-        Raises:
-            CheckpointError: If the file is damaged, or no file of ours.
-            ValueError: If it is of other settings.
-        """
-        build = lambda example, condition: self._built(example, condition, seed=0)  # noqa: E731
-        chain, record = loaded(path, "beta", build)
-        about = tuple(record["event"]), None, record["num_rows"], record["condition"]
-        return VAEFit(chain.eval().requires_grad_(False), *about)
-
-    def _settings(self, n: int, given: dict[str, Any]) -> dict[str, Any]:
-        chosen = {"batch_size": _BATCH, **given}
-        if not chosen.keys() & {"max_epochs", "max_steps"}:
-            chosen["max_epochs"] = _EPOCHS
-        if not chosen.keys() & {"optimizer", "schedule"}:
-            size = min(chosen["batch_size"] or n, n)
-            steps = chosen.get("max_steps") or chosen["max_epochs"] * math.ceil(n / size)
-            chosen |= {"optimizer": Adam(2e-3), "schedule": CosineSchedule(max(2, steps))}
-        schedule = self.beta if callable(self.beta) else (lambda _: self.beta)
-        chosen["schedules"] = {"beta": schedule, **chosen.get("schedules", {})}
-        return chosen
-
-    def _loss(self, event: tuple[int, ...]) -> Callable[..., Any]:
-        """Minus the bound, with rate and distortion beside it."""
+    def _loss(
+        self, event: tuple[int, ...]
+    ) -> tuple[Callable[..., Any], dict[str, Callable[[int], float]]]:
+        """Minus the bound, with rate and distortion beside it, and the schedule of β."""
 
         def loss(chain: Chain, batch: Any, generator: torch.Generator) -> Any:
             x, condition = batch if isinstance(batch, tuple) else (batch, None)
@@ -183,7 +128,8 @@ class VAE:
             terms = self.objective.terms(log_joint, guide, evidence, eps)
             return -terms.mean(), {"bound": terms.detach().mean()}
 
-        return loss
+        beta = self.beta
+        return loss, {"beta": beta if callable(beta) else lambda _: beta}
 
     def _built(self, x: Tensor, condition: int, seed: int) -> Chain:
         build = lambda: self._modules(x, condition, seed)  # noqa: E731

@@ -28,6 +28,7 @@ from probcalc.models.diffusion import (
     Velocity,
 )
 from probcalc.models.diffusion.chain import DiffusionChain, step_back
+from probcalc.models.diffusion.sampling import Step
 from probcalc.models.diffusion.schedules import low_discrepancy, signal_and_noise
 
 F64 = {"dtype": torch.float64}
@@ -295,7 +296,7 @@ def test_samplers_of_the_perfect_denoiser_draw_the_data(name: str):
     with torch.no_grad():
         for i in reversed(range(steps)):
             ends = gammas[i].expand(n), gammas[i + 1].expand(n)
-            z = METHODS[name].step(guess, z, *ends, seed(i))
+            z = METHODS[name].step(guess, Step(z, *ends, seed(i)))
     assert float(z.var()) == pytest.approx(0.5, rel=0.06)
 
 
@@ -311,7 +312,8 @@ def test_second_order_steps_beat_first_order_ones():
     for name in ("deterministic", "midpoint"):
         z = torch.ones(1, 1, **F64)
         for i in reversed(range(20)):
-            z = METHODS[name].step(guess, z, gammas[i : i + 1], gammas[i + 1 : i + 2], seed())
+            ends = gammas[i : i + 1], gammas[i + 1 : i + 2]
+            z = METHODS[name].step(guess, Step(z, *ends, seed()))
         errors[name] = abs(float(z.detach()) - exact[0] / exact[1])
     assert errors["midpoint"] < 0.2 * errors["deterministic"]
 
