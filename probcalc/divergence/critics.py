@@ -41,7 +41,10 @@ class InfoNCE:
 
 @dataclass(frozen=True)
 class TrainedCritic:
-    """A perceptron whose best value of a dual form is the estimate.
+    """A perceptron whose value of a dual form bounds the divergence from below.
+
+    The bar is that of the bound by these critics, for draws to come: the divergence itself may be
+    far above, by what the critics have not learned.
 
     Args:
         dual: `DonskerVaradhan()`, `NguyenWainwrightJordan()` or `JensenShannonDual()`; for mutual
@@ -129,9 +132,13 @@ class TrainedCritic:
             confidence,
             0,
             len(each),
-            f"{self.dual.name} by a trained critic",
+            self._method,
             {"bound": "lower", "at_most": math.log(min(_BLOCK, len(x) // 2))},
         )
+
+    @property
+    def _method(self) -> str:
+        return f"{self.dual.name} by a trained critic; the bar is of the bound"
 
     def _joined(self, parts: list[tuple[Tensor, Tensor]], confidence: float, num: int) -> Estimate:
         values = torch.stack([self.dual.bound(*part) for part in parts])
@@ -148,7 +155,7 @@ class TrainedCritic:
             confidence,
             int(status),
             num,
-            f"{self.dual.name} by a trained critic",
+            self._method,
             {"bound": "lower", "khat": khat, "halves": values.tolist()},
         )
 
