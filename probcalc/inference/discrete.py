@@ -42,10 +42,11 @@ class RelaxedDraws:
     """Draws between the values, differentiable and biased.
 
     Args:
-        temperature: The lower, the less bias and the more noise.
+        temperature: The lower, the less bias and the more noise; in training it may be a
+            function of the step.
     """
 
-    temperature: float = 0.5
+    temperature: float | Callable[[int], float] = 0.5
 
     def __post_init__(self) -> None:
         """Check the temperature.
@@ -53,7 +54,7 @@ class RelaxedDraws:
         Raises:
             ValueError: If it is not positive.
         """
-        if not 0 < self.temperature < math.inf:
+        if not callable(self.temperature) and not 0 < self.temperature < math.inf:
             raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
 
 
@@ -102,6 +103,8 @@ def discrete_elbo(
         raise ValueError(f"`num_draws` must be at least 2, got {num_draws}.")
     with forked(draw_seed(generator), _device(q)):
         if isinstance(gradient, RelaxedDraws):
+            if callable(gradient.temperature):
+                raise ValueError("`temperature` is a function of the step: give a number here.")
             terms, method = _relaxed(log_joint, q, gradient.temperature, num_draws)
         else:
             draws = {name: d.sample((num_draws,)).detach() for name, d in q.items()}

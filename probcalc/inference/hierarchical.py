@@ -13,12 +13,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from probcalc.divergence.gaussian import normal_kl
+from probcalc.inference.guides.gaussian import standard_log_prob
+
+
+@runtime_checkable
+class Factors(Protocol):
+    """Independent laws of the numbers of a level, such as `Normals`."""
+
+    def draw(self, eps: Tensor) -> Tensor:
+        """From standard normal numbers; shapes broadcast."""
+        ...
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Of all numbers together."""
+        ...
+
+    def kl(self, other: Any) -> Tensor:
+        """KL(self‖other), of all numbers together."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +56,23 @@ class Normals:
         """From standard normal numbers; shapes broadcast."""
         return self.loc + self.log_scale.exp() * eps
 
+    @property
+    def mean(self) -> Tensor:
+        """Means."""
+        return self.loc
+
+    def log_prob(self, z: Float[Tensor, "*m d"]) -> Float[Tensor, "*n"]:
+        """Log density of all coordinates together."""
+        eps = (z - self.loc) * (-self.log_scale).exp()
+        return standard_log_prob(eps) - self.log_scale.sum(dim=-1)
+
+    def kl_each(self, other: Normals) -> Float[Tensor, "*n d"]:
+        """KL(self‖other) of every coordinate."""
+        return normal_kl(self.loc, self.log_scale, other.loc, other.log_scale)
+
     def kl(self, other: Normals) -> Float[Tensor, "*n"]:
-        """KL(self‖other), summed over coordinates."""
-        pair = self.loc, self.log_scale, other.loc, other.log_scale
-        return normal_kl(*pair).sum(dim=-1)
+        """Summed over coordinates."""
+        return self.kl_each(other).sum(dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +110,9 @@ class Bound:
 
 
 def hierarchical_elbo(
-    reconstruction: Float[Tensor, "*n"], levels: Sequence[tuple[Normals, Normals]]
+    reconstruction: Float[Tensor, "*n"], levels: Sequence[tuple[Factors, Factors]]
 ) -> Bound:
-    """The bound of a chain of normal levels.
+    """The bound of a chain of levels.
 
     Args:
         reconstruction: ln p(x|z_1) at the draws.

@@ -368,8 +368,10 @@ def _scored(
     """The ELBO with derivatives of log q alone; −log q itself has none in the mean."""
     z = guide.transform(held(params), eps)[0].detach()
     log_q = guide.log_prob(params, z).movedim(-1, 0)
-    signal = log_density(z).movedim(-1, 0) - log_q
-    return surrogate(log_q, signal, baseline=estimator.baseline).movedim(0, -1)
+    log_p = log_density(z).movedim(-1, 0)
+    path = log_p - log_q.detach() if log_p.requires_grad else None  # of a model's own parameters
+    terms = surrogate(log_q, log_p - log_q, path, baseline=estimator.baseline)
+    return terms.movedim(0, -1)
 
 
 def _without_density(guide: Any) -> str:

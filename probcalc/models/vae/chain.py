@@ -14,10 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probcalc.inference.guides.gaussian import standard_log_prob
-from probcalc.inference.hierarchical import Bound, Normals, hierarchical_elbo
+from probcalc.inference.discrete import RelaxedDraws
+from probcalc.inference.hierarchical import Bound, Factors, Normals, hierarchical_elbo
+from probcalc.models.vae.latents import Discrete, NormalLatents
 from probcalc.models.vae.likelihoods import Likelihood
 from probcalc.models.vae.networks import with_condition
+
+Level = tuple[Factors, Factors | None]  # q and p
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,12 @@ class Chain(nn.Module):
         extra: The likelihood's own parameters.
         likelihood: Of pixels.
         merge: `Ladder()` or `TopDown()`.
-        dims: Latents of every level.
+        dims: Numbers of the latents of every level.
+        latents: Of the last level.
     """
 
     beta: Tensor
+    temperature: Tensor | None
 
     def __init__(
         self,
@@ -92,6 +97,7 @@ class Chain(nn.Module):
         likelihood: Likelihood,
         merge: Any,
         dims: tuple[int, ...],
+        latents: Any = NormalLatents(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         self.bodies, self.heads = nn.ModuleList(bodies), nn.ModuleList(heads)
@@ -100,7 +106,10 @@ class Chain(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.clone())
         self.extra = nn.ParameterDict({k: nn.Parameter(t.clone()) for k, t in extra.items()})
         self.likelihood, self.merge, self.dims = likelihood, merge, dims
+        self.latents = latents
         self.register_buffer("beta", torch.ones(()))
+        relaxes = isinstance(latents.gradient, RelaxedDraws)
+        self.register_buffer("temperature", torch.ones(()) if relaxes else None)
         if hasattr(top, "posterior"):
             top.posterior = lambda rows: _normals(self.heads[-1](self._features(rows)[-1]))
 
@@ -118,26 +127,24 @@ class Chain(nn.Module):
 
     def draw(
         self, evidence: dict[str, Tensor], eps: Float[Tensor, "n k b"]
-    ) -> tuple[Float[Tensor, "n k b"], list[tuple[Normals, Normals | None]]]:
+    ) -> tuple[Float[Tensor, "n k b"], list[Level]]:
         """Draws of all levels from normal numbers, and q and p of every level."""
         return self._down(evidence, eps, None)
 
-    def posteriors(
-        self, evidence: dict[str, Tensor], z: Float[Tensor, "n k b"]
-    ) -> list[tuple[Normals, Normals | None]]:
+    def posteriors(self, evidence: dict[str, Tensor], z: Float[Tensor, "n k b"]) -> list[Level]:
         """Q and p of every level at draws that are given."""
         return self._down(evidence, None, z)[1]
 
-    def log_q(self, levels: list[tuple[Normals, Any]], z: Tensor) -> Float[Tensor, "n k"]:
+    def log_q(self, levels: list[Level], z: Tensor) -> Float[Tensor, "n k"]:
         """Log density of the posterior at draws."""
         parts = zip(levels, z.split(self.dims, dim=-1), strict=True)
-        return sum(_log_density(q, part) for (q, _), part in parts)
+        return sum(q.log_prob(part) for (q, _), part in parts)
 
     def log_prior(self, z: Float[Tensor, "n k b"]) -> Float[Tensor, "n k"]:
         """Log density of the prior at draws."""
         parts = z.split(self.dims, dim=-1)
         below = (
-            _log_density(self._prior(level, above)[1], part)
+            self._prior(level, above)[1].log_prob(part)
             for level, (part, above) in enumerate(zip(parts, parts[1:], strict=False))
         )
         return self.top.log_prob(parts[-1]) + sum(below)
@@ -169,13 +176,27 @@ class Chain(nn.Module):
     ) -> Bound:
         """The evidence lower bound of rows and draws; KLs are exact where priors are normal."""
         z, levels = self.draw(evidence, eps)
-        reconstruction = self.reconstruction(z, x, condition)
+        if self.training and isinstance(self.latents, Discrete):
+            at = lambda z: self.reconstruction(z, x, condition)  # noqa: E731
+            top = levels[-1][0], eps, self.temperature
+            reconstruction = self.latents.reconstruction(at, *top)
+        else:
+            reconstruction = self.reconstruction(z, x, condition)
         if levels[-1][1] is not None:
             return hierarchical_elbo(reconstruction, levels)
         q, last = levels[-1][0], z.split(self.dims, dim=-1)[-1]
-        at_draws = _log_density(q, last) - self.top.log_prob(last)
+        at_draws = q.log_prob(last) - self.top.log_prob(last)
         kl = [q.kl(p).expand_as(at_draws) for q, p in levels[:-1]]
         return Bound(reconstruction, torch.stack([*kl, at_draws]))
+
+    def codes(self, evidence: dict[str, Tensor]) -> Any:
+        """The posteriors of rows; of several levels along the path of their means."""
+        if len(self.dims) == 1:
+            return self.latents.q(evidence["level0"])
+        n = len(evidence["level0"])
+        path = self.draw(evidence, self.beta.new_zeros(n, 1, sum(self.dims)))[1]
+        parts = [(q.loc.expand(n, 1, -1), q.log_scale.expand(n, 1, -1)) for q, _ in path]
+        return Normals(*(torch.cat(t, dim=-1)[:, 0] for t in zip(*parts, strict=True)))
 
     def descend(self, top: Float[Tensor, "n d"], generator: torch.Generator) -> Tensor:
         """Draws of all levels, given those of the last, ``(n, 1, b)``."""
@@ -201,17 +222,17 @@ class Chain(nn.Module):
 
     def _down(
         self, evidence: dict[str, Tensor], eps: Tensor | None, z: Tensor | None
-    ) -> tuple[Tensor, list[tuple[Normals, Normals | None]]]:
+    ) -> tuple[Tensor, list[Level]]:
         """From the last level to the first: draws from `eps`, or the draws `z` as they are."""
         noise = None if eps is None else eps.split(self.dims, dim=-1)
         given = None if z is None else z.split(self.dims, dim=-1)
         parts: list[Tensor] = []
-        levels: list[tuple[Normals, Normals | None]] = []
+        levels: list[Level] = []
         for level in reversed(range(len(self.dims))):
             h = evidence[f"level{level}"][:, None]
             if not levels:
-                q = _normals(h)
-                p = self.top.normals() if hasattr(self.top, "normals") else None
+                q = self.latents.q(h)
+                p = self.top.factors() if hasattr(self.top, "factors") else None
             else:
                 features, p = self._prior(level, parts[0])
                 q = self.merge.merged(self.heads[level], h, features, p)
@@ -258,8 +279,3 @@ class ChainGuide:
 
 def _normals(numbers: Float[Tensor, "*n e"]) -> Normals:
     return Normals(*numbers.chunk(2, dim=-1))
-
-
-def _log_density(q: Normals, z: Tensor) -> Tensor:
-    eps = (z - q.loc) * (-q.log_scale).exp()
-    return standard_log_prob(eps) - q.log_scale.sum(dim=-1)

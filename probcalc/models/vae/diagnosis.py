@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Normal
 
 from probcalc._table import text_table
-from probcalc.inference.guides.gaussian import standard_log_prob
 from probcalc.inference.hierarchical import Bound
 
 _ACTIVE = 0.01
@@ -78,17 +77,16 @@ class Diagnosis:
 
 def diagnosis(
     bound: Bound,
-    q: Normal,
+    q: Any,
     unit_kl: Float[Tensor, " b"],
-    dims: tuple[int, ...],
     generator: torch.Generator,
 ) -> Diagnosis:
     """From bounds of rows and draws, codes, and KLs of units."""
     rate = bound.kl.flatten(1).mean(dim=1).double()
-    variance = q.mean.double().var(dim=0)
+    variance = q.mean.double().var(dim=0).reshape(len(unit_kl), -1).sum(dim=1)
     information = _information(q, generator)
     active = int((variance > _ACTIVE).sum())
-    total, n, units = float(rate.sum()), len(q.mean), sum(dims)
+    total, n, units = float(rate.sum()), len(q.mean), len(unit_kl)
     if total < _COLLAPSED or not active:
         verdict = (
             "Collapsed: the posterior is the prior, and the decoder ignores the latents. Try a "
@@ -112,15 +110,13 @@ def diagnosis(
     )
 
 
-def _information(q: Normal, generator: torch.Generator) -> float:
+def _information(q: Any, generator: torch.Generator) -> float:
     """E ln q(z|x) − ln (1/n) Σ q(z|x_j), one draw a row, blocks of rows against all."""
-    loc, scale = q.mean, q.stddev
-    eps = torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=loc.device)
-    z, log_det, total = loc + scale * eps, scale.log().sum(dim=1), 0.0
-    size = max(1, 2**24 // loc.numel())
-    for i in range(0, len(loc), size):
-        away = (z[i : i + size, None] - loc) / scale
-        all_rows = (standard_log_prob(away) - log_det).logsumexp(dim=1) - math.log(len(loc))
-        own = standard_log_prob(eps[i : i + size]) - log_det[i : i + size]
-        total += float((own - all_rows).double().sum())
-    return total / len(loc)
+    like, total = q.mean.flatten(1), 0.0
+    kind = {"dtype": like.dtype, "device": like.device}
+    z, n = q.draw(torch.randn(like.shape, generator=generator, **kind)), len(like)
+    own, size = q.log_prob(z), max(1, 2**24 // like.numel())
+    for i in range(0, n, size):
+        all_rows = q.log_prob(z[i : i + size, None]).logsumexp(dim=1) - math.log(n)
+        total += float((own[i : i + size] - all_rows).double().sum())
+    return total / n

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Distribution
 
-from probcalc.inference.hierarchical import Bound
+from probcalc.inference.hierarchical import Bound, Normals
 from probcalc.models.fitted import Fitted, data_std_error, rows_at_a_time
 from probcalc.models.vae.chain import Chain
 from probcalc.models.vae.diagnosis import Diagnosis, diagnosis
@@ -27,15 +28,14 @@ class VAEFit(Fitted):
         return self.network
 
     @torch.no_grad()
-    def encode(self, x: Float[Tensor, " n *event"], condition: Tensor | None = None) -> Normal:
-        """q(z|x), a normal ``(n, d)``; of several levels along the path of their means."""
-        x = self._rows(x)
-        evidence = self._evidence(x, condition)
-        eps = x.new_zeros(len(x), 1, sum(self.chain.dims))
-        levels = [q for q, _ in self.chain.draw(evidence, eps)[1]]
-        loc = torch.cat([q.loc.expand(len(x), 1, -1) for q in levels], dim=-1)[:, 0]
-        log_scale = torch.cat([q.log_scale.expand(len(x), 1, -1) for q in levels], dim=-1)[:, 0]
-        return Normal(loc, log_scale.exp())
+    def encode(
+        self, x: Float[Tensor, " n *event"], condition: Tensor | None = None
+    ) -> Distribution:
+        """q(z|x), a normal ``(n, d)``; of several levels along the path of their means.
+
+        Of discrete latents `Bernoulli`, or `OneHotCategorical` ``(n, d, k)``.
+        """
+        return self.chain.latents.distribution(self._codes(x, condition))
 
     @torch.no_grad()
     def decode(
@@ -44,11 +44,12 @@ class VAEFit(Fitted):
         """Mean pixels at latents of the first level, or of all."""
         return self._pixels(z[:, None], condition, None)
 
+    @torch.no_grad()
     def reconstruct(
         self, x: Float[Tensor, " n *event"], condition: Tensor | None = None
     ) -> Float[Tensor, " n *event"]:
-        """Mean pixels at the mean codes."""
-        return self.decode(self.encode(x, condition).mean, condition)
+        """Mean pixels at the mean codes, or the likeliest values of discrete ones."""
+        return self.decode(self.chain.latents.code(self._codes(x, condition)), condition)
 
     @torch.no_grad()
     def sample(
@@ -143,26 +144,27 @@ class VAEFit(Fitted):
         bound = Bound(
             torch.cat([b.reconstruction for b in bounds]), torch.cat([b.kl for b in bounds], dim=1)
         )
-        q, units = self.encode(x, condition), []
+        q, units = self._codes(x, condition), []
         for part, told in self._chunks(x, condition, self._numbers(1)):
             evidence = self._evidence(part, told)
             eps = self._noise(len(part), num_draws, sum(self.chain.dims), stream=stream)
             units.append(self._unit_kl(evidence, eps))
-        return diagnosis(bound, q, torch.cat(units).mean(dim=0), self.chain.dims, stream)
+        return diagnosis(bound, q, torch.cat(units).mean(dim=0), stream)
 
     def _unit_kl(self, evidence: dict[str, Tensor], eps: Tensor) -> Float[Tensor, "n b"]:
         """KL of every latent; of the last level to N(0, 1) where its prior is not normal."""
         units = []
         for q, p in self.chain.draw(evidence, eps)[1]:
-            p_loc, p_log = (0.0, 0.0) if p is None else (p.loc, p.log_scale)
-            r = 2 * (q.log_scale - p_log)
-            away = (q.loc - p_loc) * (torch.as_tensor(-p_log).exp())
-            units.append((0.5 * (torch.expm1(r) - r + away.square())).mean(dim=1))
+            other = Normals(*torch.zeros_like(eps[:1, :1, :1]).expand(2, 1, 1)) if p is None else p
+            units.append(q.kl_each(other).mean(dim=1))
         return torch.cat(units, dim=-1)
 
     def _numbers(self, num_draws: int) -> int:
         """What the decoder says of so many draws."""
         return num_draws * self.chain.likelihood.num_outputs * math.prod(self.event)
+
+    def _codes(self, x: Tensor, condition: Tensor | None) -> Any:
+        return self.chain.codes(self._evidence(self._rows(x), condition))
 
     def _evidence(self, x: Tensor, condition: Tensor | None) -> dict[str, Tensor]:
         told = None if condition is None else condition.to(x)

@@ -16,15 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probcalc.inference.discrete import RelaxedDraws
 from probcalc.inference.elbo import draws_of
-from probcalc.inference.objectives import Objective
+from probcalc.inference.objectives import VIMCO, Objective
+from probcalc.integration.gradient_estimators import ScoreFunction
 from probcalc.models.fitted import Generative
 from probcalc.models.rows import seeded
 from probcalc.models.vae.chain import Chain, ChainGuide, Ladder
 from probcalc.models.vae.fitted import VAEFit
+from probcalc.models.vae.latents import Discrete, NormalLatents
 from probcalc.models.vae.likelihoods import Bernoulli, Likelihood
 from probcalc.models.vae.networks import Perceptron
 from probcalc.models.vae.priors import StandardNormal
+from probcalc.training.gradients import NoiseFirst
 from probcalc.training.parallel import rows_randn
 
 
@@ -44,8 +48,12 @@ class VAE(Generative[VAEFit]):
             likelihood's numbers ``(n, k, *event)``. A condition is joined to the inputs of both.
         prior: Of the last level.
         merge: How the levels below the last see data and prior: `Ladder()` or `TopDown()`.
+        latents: `NormalLatents()`; or `BernoulliLatents()` or `CategoricalLatents(k)`, on a
+            single level and with a prior of their own, whose settings say how their gradient is
+            found.
         objective: What is maximised; None: the ELBO with the KL of every level in closed form.
-            `ImportanceWeighted(k)`, `ELBO(StickTheLanding())` and the others go as for guides.
+            `ImportanceWeighted(k)`, `ELBO(StickTheLanding())` and the others go as for guides;
+            with discrete latents `VIMCO(k)` and `ELBO(ScoreFunction())`.
         num_draws: Draws of the latents for a row in a step; a multiple for bounds of several.
         beta: Weight of the KL in training, or a function of the step (a warm-up, cycles).
         free_nats: KL of a level, mean over a batch, below which it is not pushed down.
@@ -63,6 +71,7 @@ class VAE(Generative[VAEFit]):
     decoder: Any = Perceptron()  # noqa: RUF009
     prior: Any = StandardNormal()  # noqa: RUF009
     merge: Any = Ladder()  # noqa: RUF009
+    latents: Any = NormalLatents()  # noqa: RUF009
     objective: Objective | None = None
     num_draws: int = 1
     beta: float | Callable[[int], float] = 1.0
@@ -88,6 +97,24 @@ class VAE(Generative[VAEFit]):
                 "`beta` and `free_nats` weigh the KL of the ELBO in closed form: leave "
                 "`objective` out."
             )
+        if isinstance(self.latents, Discrete):
+            self._check_discrete()
+
+    def _check_discrete(self) -> None:
+        if len(self.dims) > 1 or self.prior != StandardNormal():
+            raise ValueError(
+                f"`{type(self.latents).__name__}` have one level, and a prior of their own: leave "
+                "`prior` out, and give `latent_dim` one number."
+            )
+        self.latents.draws(*self.dims, self.num_draws)
+        scored = isinstance(getattr(self.objective, "gradient", None), ScoreFunction)
+        if not (self.objective is None or scored or isinstance(self.objective, VIMCO)):
+            raise ValueError(
+                "draws of discrete latents have no derivative: leave `objective` out, or use "
+                "`VIMCO(k)` or `ELBO(ScoreFunction())`."
+            )
+        if self.objective is not None and self.latents.gradient is not None:
+            raise ValueError("an `objective` brings its gradient: leave that of `latents` out.")
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -104,15 +131,15 @@ class VAE(Generative[VAEFit]):
     ) -> tuple[Callable[..., Any], dict[str, Callable[[int], float]]]:
         """Minus the bound, with rate and distortion beside it, and the schedule of β."""
 
-        def loss(chain: Chain, batch: Any, generator: torch.Generator) -> Any:
+        def draw(chain: Chain, batch: Any, generator: torch.Generator) -> Any:
             x, condition = batch if isinstance(batch, tuple) else (batch, None)
             x = self.likelihood.seen(x.flatten(1), generator)
+            shape = self._draws(ChainGuide(chain)), sum(chain.dims)
+            return x, condition, rows_randn(len(x), *shape, generator=generator, like=x)
+
+        def loss(chain: Chain, drawn: Any) -> Any:
+            x, condition, eps = drawn
             evidence = chain.evidence(x, event, condition)
-            guide = ChainGuide(chain)
-            count = self.num_draws
-            if self.objective is not None:
-                count = draws_of(guide, self.objective, count, paired=False)
-            eps = rows_randn(len(x), count, sum(self.dims), generator=generator, like=x)
             if self.objective is None:
                 bound = chain.bound(x, evidence, eps, condition)
                 metrics = {
@@ -125,11 +152,22 @@ class VAE(Generative[VAEFit]):
             def log_joint(z: Tensor) -> Tensor:
                 return chain.log_prior(z) + chain.reconstruction(z, x, condition)
 
-            terms = self.objective.terms(log_joint, guide, evidence, eps)
+            terms = self.objective.terms(log_joint, ChainGuide(chain), evidence, eps)
             return -terms.mean(), {"bound": terms.detach().mean()}
 
-        beta = self.beta
-        return loss, {"beta": beta if callable(beta) else lambda _: beta}
+        schedules = {"beta": self.beta}
+        if isinstance(self.latents.gradient, RelaxedDraws):
+            schedules["temperature"] = self.latents.gradient.temperature
+        objective = NoiseFirst(draw, loss)
+        return objective, {name: _as_schedule(value) for name, value in schedules.items()}
+
+    def _draws(self, guide: ChainGuide) -> int:
+        """Of a row in a step."""
+        if self.objective is not None:
+            return draws_of(guide, self.objective, self.num_draws, paired=False)
+        if isinstance(self.latents, Discrete):
+            return self.latents.draws(*self.dims, self.num_draws)
+        return self.num_draws
 
     def _built(self, x: Tensor, condition: int, seed: int) -> Chain:
         build = lambda: self._modules(x, condition, seed)  # noqa: E731
@@ -137,6 +175,7 @@ class VAE(Generative[VAEFit]):
 
     def _modules(self, x: Tensor, condition: int, seed: int) -> Chain:
         event, dims, flat = tuple(x.shape[1:]), self.dims, x.flatten(1)
+        size, numbers = self.latents.size, self.latents.width
         # what the user gives is the start of every fit, and stays as it is
         between = self.encoder if not isinstance(self.encoder, nn.Module) else Perceptron()
         body, width = self._encoder(x, condition)
@@ -150,29 +189,38 @@ class VAE(Generative[VAEFit]):
                 net, below = between.features(dims[i + 1])
                 downs.append(net)
                 priors.append(nn.Linear(below, 2 * d))
-            own = isinstance(self.encoder, nn.Module) and len(dims) == 1 and width == 2 * d
+            own = isinstance(self.encoder, nn.Module) and len(dims) == 1 and width == numbers * d
             is_last = i == len(dims) - 1
             fan_in = width if is_last else self.merge.width(width, below)
-            heads.append(nn.Identity() if own else nn.Linear(fan_in, 2 * d))
+            heads.append(nn.Identity() if own else nn.Linear(fan_in, numbers * d))
         bias = None
         if isinstance(self.decoder, nn.Module):
-            decoder = self._own_decoder(dims[0] + condition, event, x)
+            decoder = self._own_decoder(size * dims[0] + condition, event, x)
         else:
-            decoder = self.decoder.decoder(dims[0] + condition, self.likelihood.num_outputs, event)
+            code = size * dims[0] + condition
+            decoder = self.decoder.decoder(code, self.likelihood.num_outputs, event)
             bias = self.likelihood.start(flat)
         return Chain(
             bodies,
             heads,
             downs,
             priors,
-            self.prior.build(dims[-1], self.likelihood.encoded(flat).reshape(x.shape), seed),
+            self._top(x, seed),
             decoder,
             bias,
             self.likelihood.extra(flat),
             self.likelihood,
             self.merge,
-            dims,
+            tuple(size * d for d in dims),
+            self.latents,
         )
+
+    def _top(self, x: Tensor, seed: int) -> nn.Module:
+        """The prior of the last level."""
+        if isinstance(self.latents, Discrete):
+            return self.latents.prior(*self.dims)
+        rows = self.likelihood.encoded(x.flatten(1)).reshape(x.shape)
+        return self.prior.build(self.dims[-1], rows, seed)
 
     def _encoder(self, x: Tensor, condition: int) -> tuple[nn.Module, int]:
         event = tuple(x.shape[1:])
@@ -202,3 +250,7 @@ class VAE(Generative[VAEFit]):
                 f"{type(self.likelihood).__name__}, got {tuple(got.shape)} for two rows."
             )
         return own
+
+
+def _as_schedule(value: float | Callable[[int], float]) -> Callable[[int], float]:
+    return value if callable(value) else lambda _: value

@@ -1,6 +1,6 @@
 r"""Priors of the top latents.
 
-A prior is a module with `log_prob(z)`, `sample(n, generator)`, and `normals()` where it is made of
+A prior is a module with `log_prob(z)`, `sample(n, generator)`, and `factors()` where it is made of
 independent normals, so that the KL of a posterior to it is exact.
 """
 
@@ -80,15 +80,14 @@ class _Normal(nn.Module):
         self.loc = nn.Parameter(torch.zeros(dim), requires_grad=trained)
         self.log_scale = nn.Parameter(torch.zeros(dim), requires_grad=trained)
 
-    def normals(self) -> Normals:
+    def factors(self) -> Normals:
         return Normals(self.loc, self.log_scale)
 
     def log_prob(self, z: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
-        eps = (z - self.loc) * (-self.log_scale).exp()
-        return standard_log_prob(eps) - self.log_scale.sum()
+        return self.factors().log_prob(z)
 
     def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, "n d"]:
-        return self.normals().draw(_noise(n, self.loc, generator))
+        return self.factors().draw(_noise(n, self.loc, generator))
 
 
 class _Vamp(nn.Module):
@@ -101,9 +100,7 @@ class _Vamp(nn.Module):
 
     def log_prob(self, z: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
         q = self.posterior(self.rows)
-        eps = (z[..., None, :] - q.loc) * (-q.log_scale).exp()
-        each = standard_log_prob(eps) - q.log_scale.sum(dim=-1)
-        return each.logsumexp(dim=-1) - math.log(len(self.rows))
+        return q.log_prob(z[..., None, :]).logsumexp(dim=-1) - math.log(len(self.rows))
 
     def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, "n d"]:
         q = self.posterior(self.rows)
