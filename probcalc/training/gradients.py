@@ -32,6 +32,30 @@ class LossAndGradients:
     metrics: Scalars = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class NoiseFirst:
+    """An objective whose random numbers are drawn before the rest of it.
+
+    It is called like any other. A compiler makes one graph of the rest, where it would stop at
+    every draw.
+
+    Args:
+        draw: ``draw(params or module, batch, generator)`` returns the batch with its noise.
+        loss: ``loss(params or module, batch with noise)`` returns what an objective returns.
+    """
+
+    draw: Callable[[Any, Any, torch.Generator], Any]
+    loss: Callable[[Any, Any], Any]
+
+    def __call__(self, subject: Any, batch: Any, generator: torch.Generator) -> Any:
+        """The loss at a batch."""
+        return self.loss(subject, self.draw(subject, batch, generator))
+
+    def compiled(self) -> NoiseFirst:
+        """The same, the second part compiled."""
+        return NoiseFirst(self.draw, torch.compile(self.loss))
+
+
 class Gradients:
     """Evaluates an objective and fills in the gradients of the parameters."""
 
@@ -46,9 +70,7 @@ class Gradients:
     ) -> None:
         self.objective, self.subject, self.params = objective, subject, params
         self.precision, self.share, self.note = precision, share, ""
-        self.compiled = (
-            validating_as_before(lambda: torch.compile(objective)) if compiles else None
-        )
+        self.compiled = validating_as_before(lambda: _compiled(objective)) if compiles else None
 
     def __call__(
         self, batches: Sequence[Any], generator: torch.Generator
@@ -130,14 +152,31 @@ class Gradients:
         """By the compiled objective where there is one, else, with a note, as it is written."""
         if self.compiled is None:
             return self.objective(self.subject, batch, generator)
+        if isinstance(self.objective, NoiseFirst):
+            drawn = self.objective.draw(self.subject, batch, generator)
+            return self._attempted(lambda objective: objective.loss(self.subject, drawn))
         before = generator.get_state()
+
+        def at_batch(objective: Callable[..., Any]) -> Any:
+            generator.set_state(before)
+            return objective(self.subject, batch, generator)
+
+        return self._attempted(at_batch)
+
+    def _attempted(self, call: Callable[[Any], Any]) -> Any:
+        """A call with the compiled objective, or where that fails with the one it was made of."""
         try:
-            return validating_as_before(lambda: self.compiled(self.subject, batch, generator))
+            return validating_as_before(lambda: call(self.compiled))
         except Exception as error:  # noqa: BLE001 (whatever a compiler raises)
             self.compiled = None
             self.note = f"not compiled: {type(error).__name__}: {str(error).splitlines()[0]}"
-            generator.set_state(before)
-            return self.objective(self.subject, batch, generator)
+            return call(self.objective)
+
+
+def _compiled(objective: Callable[..., Any]) -> Callable[..., Any]:
+    if isinstance(objective, NoiseFirst):
+        return objective.compiled()
+    return torch.compile(objective)
 
 
 def _num_rows(batch: Any) -> int:

@@ -47,7 +47,10 @@ class Window:
 
     def tensor(self) -> Tensor:
         """Its rows, in float64."""
-        return torch.stack([torch.stack([x.detach().double() for x in r]) for r in self.rows])
+        flat = [x.detach() for row in self.rows for x in row]
+        if len({x.dtype for x in flat}) > 1:
+            flat = [x.double() for x in flat]
+        return torch.stack(flat).double().unflatten(0, (len(self.rows), -1))
 
     def restore(self, rows: Tensor, names: list[str]) -> None:
         """Its rows as `tensor` gave them."""

@@ -6,8 +6,7 @@ before anything looks at them or shortens them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -32,14 +31,11 @@ class Precision:
         self.dtype, self.device = dtype, device
         self.scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self) -> AbstractContextManager[Any]:
         """Compute in it."""
         if self.dtype is None:
-            yield
-            return
-        with torch.autocast(self.device.type, self.dtype):
-            yield
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss."""
