@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 import probcalc as pc
+from probcalc.training.gradients import NoiseFirst
 from probcalc.training.interrupts import EXIT_TERMINATED, Interrupts
 
 X = torch.linspace(-1, 1, 60)
 Y = 3 * X + 1
 
 
-def squares(params: dict[str, Tensor], batch: Any, _: torch.Generator) -> Tensor:
+def squares(params: dict[str, Tensor], batch: Any, _: torch.Generator | None) -> Tensor:
     x, y = batch
     return (params["slope"] * x + params["offset"] - y).square().mean()
 
@@ -82,29 +83,58 @@ def test_precisions_that_make_no_sense_are_refused(dtype: torch.dtype):
         pc.train(squares, start(), (X, Y), max_steps=1, autocast=dtype)
 
 
-def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch):
+def noisy(params: dict[str, Tensor], batch: Any, generator: torch.Generator) -> Tensor:
+    return squares(params, with_noise(params, batch, generator), generator)
+
+
+def with_noise(_: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    return batch[0], batch[1] + 0.1 * torch.randn(len(batch[0]), generator=generator)
+
+
+# the same objective, whole and with its noise first
+NOISY = {
+    "whole": noisy,
+    "noise first": NoiseFirst(with_noise, lambda params, drawn: squares(params, drawn, None)),
+}
+
+
+@pytest.mark.parametrize("objective", NOISY.values(), ids=NOISY)
+def test_what_cannot_be_compiled_runs_as_it_is(objective: Any, monkeypatch: pytest.MonkeyPatch):
+    """With the noise that it would have had."""
+
     def failing(_: Any) -> Any:
-        def call(*_: Any) -> None:
+        def call(*inputs: Any) -> None:
+            if isinstance(inputs[-1], torch.Generator):
+                torch.randn(7, generator=inputs[-1])  # drawn before it fails
             raise RuntimeError("no compiler here\nat all")
 
         return call
 
+    def trained(**settings: Any) -> Any:
+        seed = torch.Generator().manual_seed(0)
+        return pc.train(objective, start(), (X, Y), max_steps=20, generator=seed, **settings)
+
+    plain = trained()
     monkeypatch.setattr(torch, "compile", failing)
-    found = pc.train(squares, start(), (X, Y), max_steps=20, compiled=True)
-    plain = pc.train(squares, start(), (X, Y), max_steps=20)
+    found = trained(compiled=True)
     assert "no compiler here" in found.diagnostics["compiled"]
     assert torch.equal(found.params["slope"], plain.params["slope"])
 
 
-@pytest.mark.slow
-def test_compiled_objectives_take_the_same_steps():
-    def noisy(params: dict[str, Tensor], batch: Any, generator: torch.Generator) -> Tensor:
-        noise = 0.1 * torch.randn(len(batch[0]), generator=generator)
-        return squares(params, (batch[0], batch[1] + noise), generator)
+def test_noise_that_is_drawn_first_is_the_same():
+    found, plain = (
+        pc.train(f, start(), (X, Y), max_steps=20, generator=torch.Generator().manual_seed(0))
+        for f in NOISY.values()
+    )
+    assert torch.equal(found.params["slope"], plain.params["slope"])
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", NOISY.values(), ids=NOISY)
+def test_compiled_objectives_take_the_same_steps(objective: Any):
     found, plain = (
         pc.train(
-            noisy,
+            objective,
             start(),
             (X, Y),
             max_steps=20,
