@@ -178,8 +178,8 @@ __all__ = sorted([*_HOME, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
-    if name == "models":
-        return import_module("probcalc.models")
+    if name in ("models", "policy"):
+        return import_module(f"probcalc.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'probcalc' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

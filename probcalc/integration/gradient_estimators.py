@@ -83,7 +83,7 @@ def surrogate(
     pathwise: Float[Tensor, " k *s"] | None = None,
     *,
     baseline: Baseline | None = None,
-    downstream: Bool[Tensor, "t t"] | None = None,
+    downstream: Bool[Tensor, "t t"] | Float[Tensor, "t t"] | None = None,
 ) -> Float[Tensor, " k *s"]:
     """Terms whose mean over draws has the value and the derivatives of the expectation.
 
@@ -93,7 +93,8 @@ def surrogate(
         pathwise: The same with derivatives of its own, or a part of it; None for none.
         baseline: Default `LeaveOneOut()`.
         downstream: Of a last axis of steps: whether signal j depends on draw i, ``[i, j]``; an
-            upper triangle makes rewards-to-go. Default: each on its own alone.
+            upper triangle makes rewards-to-go, powers of a discount in it discounted ones.
+            Default: each on its own alone.
 
     Returns:
         Terms; their value is the signal.
@@ -109,15 +110,52 @@ def surrogate(
         )
     signal = signal.detach()
     own = torch.zeros_like(signal) if pathwise is None else pathwise - pathwise.detach()
-    if downstream is None:
-        causes, returns = log_prob, signal
-    else:
-        reach = downstream.to(signal.dtype)
-        causes, returns = log_prob @ reach, signal @ reach.T
-    taken = (baseline or LeaveOneOut()).values(returns).detach()
+    causes = log_prob if downstream is None else log_prob @ downstream.to(signal.dtype)
+    taken = (baseline or LeaveOneOut()).values(_reached(signal, downstream)).detach()
     # one and zero, whose derivatives of every order are those of p
     moved, alone = (torch.expm1(t - t.detach()) for t in (causes, log_prob))
     return signal + own + moved * (signal + own) - alone * taken
+
+
+def score_weights(
+    signal: Float[Tensor, " k *s"],
+    *,
+    baseline: Baseline | None = None,
+    downstream: Bool[Tensor, "t t"] | Float[Tensor, "t t"] | None = None,
+) -> Float[Tensor, " k *s"]:
+    """What the score of every draw is multiplied by in the gradient of `surrogate`.
+
+    All that lies downstream of the draw, less the baseline: in decisions over time an advantage.
+
+    Args:
+        signal: As of `surrogate`.
+        baseline: Default `LeaveOneOut()`.
+        downstream: As of `surrogate`.
+    """
+    returns = _reached(signal.detach(), downstream)
+    return returns - (baseline or LeaveOneOut()).values(returns).detach()
+
+
+def clipped_surrogate(
+    log_ratio: Float[Tensor, " *s"], weights: Float[Tensor, " *s"], limit: float | int
+) -> Float[Tensor, " *s"]:
+    """min(ρ w, clip(ρ, 1 − c, 1 + c) w), with ρ the ratio of new to old probabilities.
+
+    At ρ = 1 its gradient is that of `surrogate`; where a ratio has gone further than the limit
+    in the direction that pays, there is none. Biased away from there. Schulman et al. (2017),
+    Proximal policy optimization algorithms, equation 7.
+
+    Args:
+        log_ratio: ln ρ, differentiable.
+        weights: Of `score_weights`.
+        limit: c.
+    """
+    ratio = log_ratio.exp()
+    return torch.minimum(ratio * weights, ratio.clamp(1 - limit, 1 + limit) * weights)
+
+
+def _reached(signal: Tensor, downstream: Tensor | None) -> Tensor:
+    return signal if downstream is None else signal @ downstream.to(signal.dtype).T
 
 
 @runtime_checkable
