@@ -98,7 +98,7 @@ def first_broken_module(module: nn.Module, run: Any) -> str | None:
 
     handles = [m.register_forward_hook(hook(name)) for name, m in module.named_modules() if name]
     try:
-        with torch.no_grad():
+        with torch.enable_grad():  # an objective may differentiate itself
             run()
     finally:
         for handle in handles:

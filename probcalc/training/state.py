@@ -98,7 +98,7 @@ def restore(run: Run, tensors: dict[str, Tensor], record: dict[str, Any]) -> Non
     values = _of("optimizer", tensors) | record["memory"]
     for name, value in values.items():
         index, key = name.split(".", 1)
-        memory.setdefault(int(index), {})[key] = value
+        memory.setdefault(int(index), {})[key] = _laid_out(value, run.leaves[int(index)])
     _remember(run, memory)
     run.precision.restore(record.get("scaler", {}))
     if run.averaged is not None:
@@ -119,6 +119,13 @@ def restore(run: Run, tensors: dict[str, Tensor], record: dict[str, Any]) -> Non
     run.history.restore(record["history"])
     restore_global_states(_of("random", tensors), record["random"])
     run.noise.set_state(tensors["noise"])
+
+
+def _laid_out(value: Any, like: Tensor) -> Any:
+    """A tensor of an optimiser in the order of its parameter's memory, as fused ones read it."""
+    if not torch.is_tensor(value) or value.shape != like.shape:
+        return value
+    return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def parted(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

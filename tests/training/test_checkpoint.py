@@ -262,6 +262,23 @@ def test_a_folder_in_use_is_not_written_over(tmp_path):
         run((X, Y), {}, pc.Adam(0.02), 9, folder=tmp_path)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_parameters_in_another_order_of_memory_go_on(name: str, tmp_path):
+    """A transposed parameter's moments are read by fused optimisers as they lie in memory."""
+
+    def turned(steps: int, **more):
+        params = {"w": torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(3, 2).T}
+        module = nn.ParameterDict({k: nn.Parameter(t) for k, t in params.items()})
+        assert not module["w"].is_contiguous()
+        weights = torch.arange(1.0, 7.0, dtype=torch.float64).reshape(2, 3)
+        loss = lambda m, _, g: (weights * (m["w"] - weights).square()).sum()  # noqa: E731
+        return train(loss, module, optimizer=OPTIMIZERS[name], max_steps=steps, **more)
+
+    turned(4, folder=tmp_path)
+    again = turned(9, folder=tmp_path, resume=True)
+    assert torch.equal(turned(9).params["w"], again.params["w"])
+
+
 def test_numbers_of_all_kinds_come_back(tmp_path):
     tensors = {
         "half": torch.randn(3).half(),

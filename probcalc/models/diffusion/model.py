@@ -112,7 +112,7 @@ class Diffusion(Generative[DiffusionFit]):
         bias = torch.zeros(k, pixels)
         if isinstance(self._prediction, LevelLogits):  # the shares of the levels, pixel by pixel
             counts = one_hot(x.flatten(1).long(), k).sum(dim=0).mT
-            bias = ((counts + _LEAST) / (len(x) + k * _LEAST)).log()
+            bias = ((counts + _LEAST) / (len(x) + k * _LEAST)).log().contiguous()
 
         def build() -> DiffusionChain:
             network = self.network.build(pixels, k, condition)

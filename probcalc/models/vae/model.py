@@ -232,7 +232,7 @@ class VAE(Generative[VAEFit]):
             else torch.cat([x[:2].flatten(1), x.new_zeros(len(x[:2]), condition)], dim=1)
         )
         own = copy.deepcopy(self.encoder)
-        got = own(example)
+        got = _tried(own, example)
         if got.ndim != 2 or len(got) != len(example):
             raise ValueError(
                 f"the encoder must map rows {tuple(example.shape)} to features (n, f), got "
@@ -242,7 +242,7 @@ class VAE(Generative[VAEFit]):
 
     def _own_decoder(self, dim: int, event: tuple[int, ...], x: Tensor) -> nn.Module:
         own = copy.deepcopy(self.decoder)
-        got = own(x.new_zeros(2, dim))
+        got = _tried(own, x.new_zeros(2, dim))
         k, pixels = self.likelihood.num_outputs, math.prod(event)
         if got.numel() != 2 * k * pixels:
             raise ValueError(
@@ -250,6 +250,15 @@ class VAE(Generative[VAEFit]):
                 f"{type(self.likelihood).__name__}, got {tuple(got.shape)} for two rows."
             )
         return own
+
+
+@torch.no_grad()
+def _tried(module: nn.Module, example: Tensor) -> Tensor:
+    """What a module makes of rows, whose statistics it is not to remember."""
+    was = module.training
+    out = module.eval()(example)
+    module.train(was)
+    return out
 
 
 def _as_schedule(value: float | Callable[[int], float]) -> Callable[[int], float]:
