@@ -24,7 +24,6 @@ from torch import Tensor
 
 from probcalc.inference.gaussian_average import log_det, standard_log_prob
 from probcalc.integration.normal_draws import normal_draws
-from probcalc.linalg import symmetric
 from probcalc.optimization.lbfgs import LBFGS
 from probcalc.optimization.minimize import descend
 
@@ -133,6 +132,10 @@ def _inverse_hessians(
     eye = torch.eye(d, dtype=x.dtype, device=x.device)
     H, fresh = eye.expand(r, d, d), torch.ones(r, dtype=torch.bool, device=x.device)
     kept = H[:, None].repeat(1, chosen.shape[1], 1, 1)
+    wanted: dict[int, list[tuple[int, int]]] = {}
+    for row, points in enumerate(chosen.tolist()):
+        for column, i in enumerate(points):
+            wanted.setdefault(i, []).append((row, column))
     for i in range(1, num):
         s, y = x[:, i] - x[:, i - 1], g[:, i - 1] - g[:, i]
         sy, yy = (s * y).sum(dim=-1), (y * y).sum(dim=-1)
@@ -141,11 +144,23 @@ def _inverse_hessians(
         H = torch.where((fresh & good)[:, None, None], gamma[:, None, None] * eye, H)
         fresh = fresh & ~good
         s, y = (torch.where(good[:, None], t, 0.0) for t in (s, y))
-        rho = torch.where(good, 1 / sy, 0.0)[:, None, None]
-        left = eye - rho * s[:, :, None] * y[:, None, :]
-        H = symmetric(left @ H @ left.mT + rho * s[:, :, None] * s[:, None, :])
-        kept = torch.where((chosen == i)[..., None, None], H[:, None], kept)
+        H = _updated(H, s, y, torch.where(good, 1 / sy, 0.0))
+        for row, column in wanted.get(i, ()):
+            kept[row, column] = H[row]
     return kept
+
+
+def _updated(
+    H: Float[Tensor, "r d d"],
+    s: Float[Tensor, "r d"],
+    y: Float[Tensor, "r d"],
+    rho: Float[Tensor, " r"],
+) -> Float[Tensor, "r d d"]:
+    """(I − ρ s yᵀ) H (I − ρ y sᵀ) + ρ s sᵀ, by its terms of rank one; ρ = 1/sᵀy."""
+    Hy = (H @ y[..., None])[..., 0]
+    half = (0.5 * (rho.square() * (y * Hy).sum(dim=-1) + rho))[:, None] * s - rho[:, None] * Hy
+    term = s[:, :, None] * half[:, None, :]
+    return H + term + term.mT
 
 
 def _weighed(

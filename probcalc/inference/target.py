@@ -40,7 +40,7 @@ from probcalc.inference.scope import model_scope
 _NUM_CHECKS = 2  # fresh points at which a traced graph is compared with the function
 _NUM_TRIES = 20  # rounds of random starts before a density counts as not finite anywhere
 _START_RADIUS = 2.0  # starts are uniform in (−2, 2) on the unconstrained scale, as in Stan
-_CHUNK_BYTES = 2**21  # rows at a time fill about the cache of one core
+_CHUNK_BYTES = 2**23  # of all that a chunk of rows computes, a few of which live at a time
 
 
 @dataclass(frozen=True, eq=False)
