@@ -59,6 +59,23 @@ def test_claims_hold(name: str, knobs: dict):
     assert study.ok, "\n".join(study.lines())
 
 
+@pytest.mark.slow
+def test_the_ring_is_found_from_four_of_five_seeds():
+    """All eight modes, and 55 per cent of samples near one.
+
+    Measured: 8 modes from every seed of 0 … 4, and 90.8, 90.8, 88.9, 91.1 and 88.8 per cent, in
+    22 to 38 seconds each on one core that is shared.
+    """
+    experiment = load("gan_ring")
+    studies = [
+        experiment.run(experiment.config_class(), generator=torch.Generator().manual_seed(s))
+        for s in range(5)
+    ]
+    assert sum(study.ok for study in studies) >= 4, "\n".join(
+        line for study in studies for line in study.lines()
+    )
+
+
 @pytest.mark.parametrize("knobs", [{"epochs": -1}, {"draws": 0}])
 def test_numbers_of_digits_are_checked(knobs: dict):
     with pytest.raises(ValueError, match="epochs|draws"):
