@@ -18,5 +18,7 @@ BENCHMARKS = {
     "posteriordb": "posteriors of posteriordb: right within 0.05 sd, or flagged",
     "vi_small": "time to a converged posterior against Pyro's and NumPyro's SVI",
     "vi": "time to the error on ten posteriors against four peers",
+    "training": "steps of a variational autoencoder against Pyro's and loops written in torch",
+    "vae_mnist": "nats and speed of a variational autoencoder against a loop written in torch",
     "vi_steps": "the cost of a stochastic step, and of many fits at once",
 }

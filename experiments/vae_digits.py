@@ -20,13 +20,7 @@ from torch import Tensor, nn
 import probcalc as pc
 from probcalc.experiment import require_positive
 from probcalc.models.vae import VAE, Bernoulli, DiscretizedLogistic, Perceptron, VAEFit
-from probcalc.reporting.generative_plots import (
-    plot_codes,
-    plot_images,
-    plot_reconstructions,
-    plot_training,
-    plot_traversal,
-)
+from probcalc.reporting.autoencoder import autoencoder_figures
 from probcalc.reporting.study import Finding, Study, at_most
 
 SIDE, LEVELS = 8, 17
@@ -101,9 +95,10 @@ def run(
         generator=generator,
     )
     found = fit.log_likelihood(held, num_importance=config.draws, generator=generator)
+    greatest = float(LEVELS - 1) if config.pixels == "levels" else 1.0
     return Study(
         findings(fit, held, found, config),
-        figures(fit, held, labels, config, generator),
+        autoencoder_figures(fit, held, labels, greatest=greatest, generator=generator),
         (str(fit.diagnose(held, generator=generator)),),
     )
 
@@ -116,47 +111,9 @@ def findings(fit: VAEFit, held: Tensor, found: pc.Estimate, config: Config) -> t
     spread = found.diagnostics["data_std_error"] * scale
     name = f"−ln p of held-out images, {unit}"
     return (
-        at_most(name, turned(found, scale), LIMITS[config.pixels]),
+        at_most(name, -found * scale, LIMITS[config.pixels]),
         Finding(f"standard error over images, {unit}", spread),
-        Finding(f"−ELBO, {unit}", turned(bound, scale)),
+        Finding(f"−ELBO, {unit}", -bound * scale),
         Finding("effective draws of an image, median", float(found.diagnostics["ess"].median())),
         Finding("seconds of training", fit.training.history[-1]["seconds"]),
     )
-
-
-def turned(estimate: pc.Estimate, scale: float) -> pc.Estimate:
-    """Minus the estimate, in other units."""
-    return pc.Estimate(
-        -estimate.value * scale, estimate.error * scale, confidence=estimate.confidence
-    )
-
-
-def figures(
-    fit: VAEFit, held: Tensor, labels: Tensor, config: Config, generator: torch.Generator | None
-) -> dict[str, Any]:
-    """Samples, reconstructions, what latents do, codes, and the course of training."""
-    top = float(LEVELS - 1) if config.pixels == "levels" else 1.0
-    q = fit.encode(held)
-    order = q.mean.var(dim=0).argsort(descending=True)
-    values = torch.linspace(-2.5, 2.5, 11)
-    z = torch.zeros(len(order), len(values), len(order))
-    for row, unit in enumerate(order.tolist()):
-        z[row, :, unit] = values
-    moved = fit.decode(z.flatten(0, 1)).reshape(*z.shape[:2], SIDE, SIDE)
-    first, second = order[:2].tolist()
-    names = {"loss": "−bound"}
-    if config.pixels != "iwae":
-        names |= {"distortion": "distortion", "rate": "rate"}
-    return {
-        "samples": plot_images(
-            fit.sample(60, mean=True, generator=generator), title="samples", greatest=top
-        ),
-        "reconstructions": plot_reconstructions(
-            held[:12], fit.reconstruct(held[:12]), greatest=top
-        ),
-        "traversal": plot_traversal(
-            moved, values.tolist(), [f"z[{i}]" for i in order.tolist()], greatest=top
-        ),
-        "codes": plot_codes(q.mean[:, [first, second]], labels, (f"z[{first}]", f"z[{second}]")),
-        "training": plot_training(fit.training.history, names),
-    }
