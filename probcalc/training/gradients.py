@@ -11,7 +11,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from probcalc.differentiation.batched import validating_as_before
-from probcalc.training.parallel import ALONE, Share, sharing, sum_gradients, sum_scalars
+from probcalc.training.parallel import (
+    ALONE,
+    Share,
+    sharing,
+    sum_gradients,
+    sum_scalars,
+    sync_buffers,
+)
 from probcalc.training.precision import Precision
 
 Scalars = dict[str, Tensor]
@@ -67,9 +74,11 @@ class Gradients:
         precision: Precision,
         share: Share,
         compiles: bool,
+        buffers: Sequence[Tensor] = (),
     ) -> None:
         self.objective, self.subject, self.params = objective, subject, params
         self.precision, self.share, self.note = precision, share, ""
+        self.buffers = list(buffers)  # that no schedule sets
         self.compiled = validating_as_before(lambda: _compiled(objective)) if compiles else None
 
     def __call__(
@@ -91,6 +100,9 @@ class Gradients:
         if self.share.world > 1:
             sum_gradients(list(self.params.values()), 1.0)
             totals = sum_scalars(totals, 1.0)
+            if self.buffers:
+                seen = sum(len(range(n)[self.share.rows(n)]) for n in sizes)
+                sync_buffers(self.buffers, seen / sum(sizes))
         return totals[0], dict(zip(parts[0][0], totals[1:], strict=True))
 
     def _part(

@@ -14,8 +14,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
+
+from probcalc.training.parallel import largest
+
 EXIT_TERMINATED = 143  # 128 + SIGTERM, as shells report it
-_CAUGHT = (signal.SIGINT, signal.SIGTERM)
+_CAUGHT = (signal.SIGINT, signal.SIGTERM)  # 2 and 15; 1 stands for the end of the time
 
 
 class Interrupts:
@@ -39,6 +43,13 @@ class Interrupts:
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return f"stopped at the time limit of {self.limit:g} s"
         return ""
+
+    def agreed(self, device: torch.device) -> str:
+        """The same of all processes: a signal to one, or the end of its time, is one to all."""
+        late = self.deadline is not None and time.monotonic() >= self.deadline
+        code = largest(self.caught or int(late), device)
+        self.caught = code if code in _CAUGHT else 0
+        return self.reason or ("stopped at the time limit of another process" if code else "")
 
     @contextmanager
     def watched(self) -> Iterator[None]:

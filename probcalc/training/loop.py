@@ -185,8 +185,9 @@ def train(
         generator: Source of randomness; one seed is drawn from it.
 
     Under `torchrun` the processes share every batch, whose size stays that of all together; the
-    first one writes the files. Ctrl-C and SIGTERM end the run after the step at hand, its state
-    saved, and are passed on then (exit codes 130 and 143 of a program).
+    first one writes the files, buffers that differ are averaged, and a signal to one, or the end
+    of its time, ends all after the same step. Ctrl-C and SIGTERM end the run after the step at
+    hand, its state saved, and are passed on then (exit codes 130 and 143 of a program).
 
     Returns:
         The parameters, the history, and why it ended.

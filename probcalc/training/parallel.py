@@ -1,7 +1,8 @@
 """Data in parallel: the processes that `torchrun` starts share every batch.
 
 Each takes its rows of the global batch, and gradients are summed by numbers of rows, so that the
-steps are those of one process with the same batch, but for the order of sums. Random numbers of
+steps are those of one process with the same batch, but for the order of sums. Buffers that
+differ, such as running statistics, are averaged in the same way. Random numbers of
 rows come from `rows_randn` and `rows_rand`, which draw for the whole batch from the generator that
 all processes share and keep the own rows.
 """
@@ -9,13 +10,15 @@ all processes share and keep the own rows.
 from __future__ import annotations
 
 import os
+import warnings
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 
@@ -71,6 +74,57 @@ def sum_scalars(values: Tensor, share: float) -> Tensor:
     total = values.detach() * share
     dist.all_reduce(total)
     return total
+
+
+def sync_buffers(buffers: list[Tensor], weight: float) -> None:
+    """Where buffers differ, the mean over processes by rows; whole numbers are the first's.
+
+    What is the same in all processes stays as it is, to the bit.
+
+    Args:
+        buffers: In the same order everywhere.
+        weight: Share of the rows that this process saw.
+    """
+    real = [b for b in buffers if b.is_floating_point()]
+    whole = [b for b in buffers if not b.is_floating_point()]
+    for kind, dtype in ((real, torch.float64), (whole, torch.int64)):
+        if not kind:
+            continue
+        own = torch.cat([b.detach().reshape(-1).to(dtype) for b in kind])
+        first = own.clone()
+        dist.broadcast(first, 0)
+        if dtype.is_floating_point:
+            away = weight * (own - first)
+            dist.all_reduce(away)
+            first = first + away
+        for b, part in zip(kind, first.split([b.numel() for b in kind]), strict=True):
+            b.copy_(part.reshape(b.shape))
+
+
+def largest(value: int, device: torch.device) -> int:
+    """Of the numbers of all processes."""
+    most = torch.tensor(value, device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return int(most)
+
+
+def warn_of_norms(module: nn.Module | None, share: Share) -> None:
+    """Say that layers which normalise by the rows at hand do not see those of other processes."""
+    if share.world == 1 or share.rank or module is None:
+        return
+    names = [
+        name
+        for name, m in module.named_modules()
+        if isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm)
+    ]
+    if names:
+        warnings.warn(
+            f"{', '.join(names)} normalises by the rows of its own process, so steps are not "
+            "those of one process; its running statistics are averaged. On GPUs "
+            "`torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)` sees all rows; "
+            "`torch.nn.GroupNorm` and `LayerNorm` need none but one.",
+            stacklevel=2,
+        )
 
 
 def rows_randn(n: int, *shape: int, generator: torch.Generator | None, like: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from probcalc.training.fault import write_report
 from probcalc.training.gradients import Gradients
 from probcalc.training.history import History, Window, files
 from probcalc.training.interrupts import Interrupts
-from probcalc.training.parallel import joined
+from probcalc.training.parallel import joined, warn_of_norms
 from probcalc.training.precision import Precision
 
 if TYPE_CHECKING:
@@ -58,9 +58,10 @@ class Run:
         self.device = self.leaves[0].device
         self.share = joined(self.device)
         self.precision = Precision(settings.autocast, self.device)
-        self.gradients = Gradients(
-            objective, self.subject, self.params, self.precision, self.share, settings.compiled
-        )
+        warn_of_norms(self.module, self.share)
+        free = [b for name, b in self.buffers.items() if name not in settings.schedules]
+        how = self.precision, self.share, settings.compiled, free
+        self.gradients = Gradients(objective, self.subject, self.params, *how)
         self.interrupts = Interrupts(settings.max_seconds)
         self.batches = batches_of(data, settings.batch_size, seed, self.device)
         length = self.batches.length
@@ -193,7 +194,8 @@ class Run:
             if self.reason:
                 self.stopped = True
                 engine.terminate()
-        if not self.reason and (why := self.interrupts.reason):
+        why = self._interrupted()
+        if why and not self.reason:
             self.reason, self.interrupted = why, True
             engine.terminate()
         if looked and self.check_every > 1:
@@ -204,6 +206,14 @@ class Run:
             self._end_epoch(engine)
         if settings.save_every is not None and k % settings.save_every == 0:
             self.save()
+
+    def _interrupted(self) -> str:
+        """Why to end after this step: several processes agree on it when they look anyway."""
+        if self.share.world == 1:
+            return self.interrupts.reason
+        if self.step_number % self.check_every:
+            return ""
+        return self.interrupts.agreed(self.device)
 
     def _measure(self) -> None:
         """Lengths of the gradients, shortened together where they are to be."""
