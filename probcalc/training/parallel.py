@@ -60,13 +60,17 @@ def joined(device: torch.device) -> Share:
 
 
 def sum_gradients(leaves: list[Tensor], share: float) -> None:
-    """Gradients weighed by the share of the rows, summed over the processes, in one message."""
+    """Gradients weighed by the share of the rows, summed over the processes, in one message.
+
+    A parameter without one in any process stays without: an optimiser is to pass over it.
+    """
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in leaves]
-    flat = torch.cat([g.reshape(-1) for g in grads]) * share
+    has = grads[0].new_tensor([p.grad is not None for p in leaves])
+    flat = torch.cat([*(g.reshape(-1) * share for g in grads), has])
     dist.all_reduce(flat)
-    parts = flat.split([g.numel() for g in grads])
-    for p, part, grad in zip(leaves, parts, grads, strict=True):
-        p.grad = part.reshape_as(grad)
+    *parts, has = flat.split([*(g.numel() for g in grads), len(leaves)])
+    for p, part, some in zip(leaves, parts, has.tolist(), strict=True):
+        p.grad = part.reshape_as(p) if some else None
 
 
 def sum_scalars(values: Tensor, share: float) -> Tensor:
