@@ -29,6 +29,7 @@ class Config:
         steps: Of the environment, all copies together, by which the step falls to nothing.
         wanted: Mean return.
         target: Of an evaluation, which ends the training.
+        episodes: Of an evaluation.
     """
 
     env: str = "Acrobot-v1"
@@ -36,10 +37,11 @@ class Config:
     steps: int = 200_000
     wanted: float = -90.0
     target: float = -84.0
+    episodes: int = 100
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        require_positive(self, "seeds", "steps")
+        require_positive(self, "seeds", "steps", "episodes")
 
 
 def trainer(env: str) -> Reinforce:
@@ -60,10 +62,11 @@ def run(config: Config, *, generator: torch.Generator | None = None, **_: Any) -
     """Train with every seed."""
     return studied(
         trainer(config.env),
-        Evaluation(20_000, target=config.target),
+        Evaluation(20_000, num_episodes=config.episodes, target=config.target),
         seeds=config.seeds,
         steps=config.steps,
         wanted=config.wanted,
         share=0.9,
+        episodes=config.episodes,
         generator=generator,
     )

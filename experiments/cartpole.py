@@ -30,6 +30,7 @@ class Config:
         steps: Of the environment, all copies together.
         wanted: Mean return.
         target: Of an evaluation, which ends the training.
+        episodes: Of an evaluation.
     """
 
     env: str = "CartPole-v1"
@@ -37,20 +38,22 @@ class Config:
     steps: int = 100_000
     wanted: float = 475.0
     target: float = 490.0
+    episodes: int = 100
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        require_positive(self, "seeds", "steps")
+        require_positive(self, "seeds", "steps", "episodes")
 
 
 def run(config: Config, *, generator: torch.Generator | None = None, **_: Any) -> Study:
     """Train with every seed."""
     return studied(
         Reinforce(config.env, num_envs=8, rollout_steps=125),
-        Evaluation(5_000, target=config.target),
+        Evaluation(5_000, num_episodes=config.episodes, target=config.target),
         seeds=config.seeds,
         steps=config.steps,
         wanted=config.wanted,
         share=1.0,
+        episodes=config.episodes,
         generator=generator,
     )

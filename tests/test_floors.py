@@ -68,7 +68,7 @@ BANNED: dict[str, tuple[str, ...]] = {
     "torch.hub.": (),
     "os.system": (),
     "os.popen": (),
-    "importlib.import_module": ("probcalc", "probcalc.models"),
+    "importlib.import_module": ("probcalc", "probcalc.models", "probcalc.policy"),
     "torch.manual_seed": ("probcalc._random",),
     "torch.seed": (),
     "torch.random.manual_seed": (),

@@ -23,8 +23,8 @@ def studied(
     steps: int,
     wanted: float,
     share: float,
+    episodes: int,
     generator: torch.Generator | None,
-    episodes: int = 100,
 ) -> Study:
     """Train with every seed, evaluate apart, and count who reached what is wanted."""
     fits, times, found = [], [], []

@@ -81,6 +81,7 @@ class ActorCritic(nn.Module):
         normalizes: Whether observations are brought to mean 0 and variance 1.
     """
 
+    centre: Tensor | None
     observation_mean: Tensor
     observation_var: Tensor
     observation_count: Tensor
@@ -111,13 +112,13 @@ class ActorCritic(nn.Module):
             copy.deepcopy(critic) or Perceptron((size, *hidden, 1), stream) if has_critic else None
         )
         self._flat = isinstance(self.actor, Perceptron), isinstance(self.critic, Perceptron)
-        self.log_scale, self.centre = None, None
+        self.log_scale, middle = None, None
         if isinstance(environment.actions, Interval):
             low, high = environment.actions.low, environment.actions.high
             half = torch.where((high - low).isfinite(), (high - low) / 2, 1.0)
             self.log_scale = nn.Parameter(half.log() + _SPREAD)
             middle = torch.where((high - low).isfinite(), (high + low) / 2, 0.0)
-            self.register_buffer("centre", middle)
+        self.register_buffer("centre", middle)
         self.register_buffer("observation_mean", torch.zeros(self.shape))
         self.register_buffer("observation_var", torch.ones(self.shape))
         self.register_buffer("observation_count", torch.zeros((), dtype=torch.float64))

@@ -288,7 +288,7 @@ class _Judge:
         )
         mean, error = float(found.value), float(found.std_error)
         best = max((e[1] for e in source.tally.evaluations), default=-math.inf)
-        source.tally.evaluations.append([source.tally.steps, mean, error])
+        source.tally.evaluations.append([float(source.tally.steps), mean, error])
         if mean >= best:
             own = source.policy.state_dict()
             source.best = {name: t.detach().clone() for name, t in own.items()}

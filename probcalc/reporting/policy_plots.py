@@ -33,6 +33,8 @@ def plot_learning(
     runs = [np.array(c, dtype=float).reshape(-1, 2) for c in curves]
     runs = [r[np.isfinite(r[:, 1])] for r in runs]
     runs = [r for r in runs if len(r)]
+    if not runs:  # no episode has ended
+        return figure
     end = max(r[-1, 0] for r in runs)
     grid = np.linspace(max(r[0, 0] for r in runs), end, _POINTS)
     rows = np.stack([np.interp(grid, r[:, 0], r[:, 1]) for r in runs])

@@ -1,0 +1,40 @@
+"""Distributions of actions against torch's."""
+
+from __future__ import annotations
+
+import laws
+import pytest
+import torch
+from torch.distributions import Categorical, Independent, Normal, kl_divergence
+
+from probcalc.policy.heads import CategoricalHead, NormalHead
+
+
+def pair(kind: str, seed: int):
+    g = laws.generator(seed)
+    outputs = torch.randn(5, 4, generator=g, dtype=torch.float64)
+    if kind == "choices":
+        return CategoricalHead(4), outputs, Categorical(logits=outputs)
+    loc, log_scale = outputs.chunk(2, dim=-1)
+    return NormalHead(2), outputs, Independent(Normal(loc, log_scale.exp()), 1)
+
+
+@pytest.mark.parametrize("kind", ["choices", "vectors"])
+def test_heads_are_the_distributions_of_torch(kind: str):
+    head, outputs, dist = pair(kind, 0)
+    _, other, second = pair(kind, 1)
+    actions = head.draw(outputs, laws.generator(2))
+    torch.testing.assert_close(head.log_prob(outputs, actions), dist.log_prob(actions))
+    torch.testing.assert_close(head.entropy(outputs), dist.entropy())
+    torch.testing.assert_close(head.kl(outputs, other), kl_divergence(dist, second))
+    assert torch.equal(head.best(outputs), dist.mode)
+    assert bool((head.entropy(outputs) <= head.most_entropy).all())
+
+
+def test_choices_are_drawn_by_their_probabilities(request):
+    head, outputs, dist = pair("choices", 0)
+    g = laws.generator(request.config.option.base_seed)
+    drawn = head.draw(outputs[:1].expand(400_000, 4), g)
+    counts = torch.bincount(drawn, minlength=4) / 400_000
+    p = dist.probs[0]
+    assert bool(((counts - p).abs() < 5.4 * (p * (1 - p) / 400_000).sqrt()).all())
