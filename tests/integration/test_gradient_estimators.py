@@ -27,7 +27,11 @@ from probcalc import (
     expect,
     expect_grad,
 )
-from probcalc.integration.gradient_estimators import surrogate
+from probcalc.integration.gradient_estimators import (
+    clipped_surrogate,
+    score_weights,
+    surrogate,
+)
 
 ESTIMATORS = {
     "pathwise": Pathwise(),
@@ -344,3 +348,31 @@ def test_expectations_by_the_gradient_asked_for(method, generator: torch.Generat
         expect(step, td.Normal(t, 1.0), method=method, gradient=Pathwise())
     with pytest.raises(TypeError, match="others are for `expect_grad`"):
         expect(step, td.Normal(t, 1.0), method=method, gradient=MeasureValued())
+
+
+def test_weights_of_scores_are_the_gradient_of_the_surrogate():
+    """With any mask and baseline."""
+    g = torch.Generator().manual_seed(3)
+    signal = torch.randn(6, 4, generator=g, dtype=torch.float64)
+    log_prob = torch.randn(6, 4, generator=g, dtype=torch.float64, requires_grad=True)
+    powers = 0.9 ** (torch.arange(4) - torch.arange(4)[:, None]).clamp(min=0).double()
+    for mask in (None, torch.ones(4, 4, dtype=torch.bool).triu(), powers.triu()):
+        for baseline in (NoBaseline(), LeaveOneOut(), Fixed(0.7)):
+            chosen = {"baseline": baseline, "downstream": mask}
+            terms = surrogate(log_prob, signal, **chosen)
+            (slope,) = torch.autograd.grad(terms.sum(), log_prob)
+            weights = score_weights(signal, **chosen)
+            torch.testing.assert_close(slope, weights)
+
+
+def test_the_clipped_surrogate_stops_where_the_ratio_has_paid():
+    log_ratio = torch.tensor([0.0, 0.5, 0.5, -0.5, -0.5], requires_grad=True)
+    weights = torch.tensor([2.0, 1.0, -1.0, 1.0, -1.0])
+    terms = clipped_surrogate(log_ratio, weights, 0.2)
+    (slope,) = torch.autograd.grad(terms.sum(), log_ratio)
+    ratio = log_ratio.detach().exp()
+    expected = torch.tensor([2.0, 0.0, -float(ratio[2]), float(ratio[3]), 0.0])
+    torch.testing.assert_close(slope, expected)
+    torch.testing.assert_close(
+        terms.detach(), torch.tensor([2.0, 1.2, -float(ratio[2]), float(ratio[3]), -0.8])
+    )
