@@ -87,10 +87,10 @@ class Reinforce:
         noise_every: Rollouts from one look at the gradient's noise to the next.
         options: Of the environment, such as ``{"is_slippery": False}``.
 
-    >>> from probcalc.policy import Bandit, World
+    >>> from probcalc.policy import Bandit, RewardToGo, World
     >>> arms = World(Bandit(torch.tensor([0.0, 1.0])), 64)
-    >>> trainer = Reinforce(arms, rollout_steps=1, hidden=(), entropy_bonus=0.0)
-    >>> fit = trainer.train(10_000, generator=torch.Generator().manual_seed(0))
+    >>> trainer = Reinforce(arms, hidden=(), weights=RewardToGo())
+    >>> fit = trainer.train(64 * 30, generator=torch.Generator().manual_seed(0))
     >>> float(fit.evaluate(100).value)
     1.0
     """
