@@ -23,8 +23,10 @@ def plot_learning(
 ) -> Figure:
     """Return by environment steps: every seed, their median, and the band of their quartiles.
 
+    Median and band end where fewer than half of the runs go on: those are the slow ones.
+
     Args:
-        curves: Of every seed, pairs of steps and returns; a run that ended stays where it was.
+        curves: Of every seed, pairs of steps and returns.
         wanted: A line.
     """
     figure = _figure(5.8, 3.3)
@@ -35,13 +37,13 @@ def plot_learning(
     runs = [r for r in runs if len(r)]
     if not runs:  # no episode has ended
         return figure
-    end = max(r[-1, 0] for r in runs)
+    end = float(np.median([r[-1, 0] for r in runs]))
     grid = np.linspace(max(r[0, 0] for r in runs), end, _POINTS)
-    rows = np.stack([np.interp(grid, r[:, 0], r[:, 1]) for r in runs])
+    rows = np.stack([np.interp(grid, r[:, 0], r[:, 1], right=np.nan) for r in runs])
     for r in runs:
         ax.plot(r[:, 0], r[:, 1], color=POSTERIOR, lw=0.7, alpha=0.35)
         ax.plot(r[-1, 0], r[-1, 1], "o", color=POSTERIOR, ms=3, alpha=0.6)
-    low, middle, high = np.quantile(rows, [0.25, 0.5, 0.75], axis=0)
+    low, middle, high = np.nanquantile(rows, [0.25, 0.5, 0.75], axis=0)
     ax.fill_between(grid, low, high, color=POSTERIOR, alpha=0.2, linewidth=0)
     ax.plot(grid, middle, color=POSTERIOR, lw=1.8)
     if wanted is not None:
