@@ -15,7 +15,7 @@ from probcalc.inference.importance import (
     num_strata,
     weighted_draws,
 )
-from probcalc.inference.moments import weighted_moments
+from probcalc.inference.moments import heavy_squares, weighted_moments
 from probcalc.inference.posterior import Posterior
 from probcalc.inference.solved import Progress
 from probcalc.inference.target import Target
@@ -89,7 +89,7 @@ def assess(
         draws, num_evals = more, num_evals + more.num_evals
         if progress:
             progress("weighing", num_evals)
-    flags, why = _judgement(draws)
+    flags, why = _judgement(draws, target.names)
     return Posterior(
         layout=target.layout,
         guide=draws.guide,
@@ -177,7 +177,7 @@ def _wanted(draws: WeightedDraws, budget: Budget) -> int:
     return min(first * 2 ** math.ceil(math.log2(growth)), affordable)
 
 
-def _judgement(draws: WeightedDraws) -> tuple[Status, tuple[str, ...]]:
+def _judgement(draws: WeightedDraws, names: tuple[str, ...]) -> tuple[Status, tuple[str, ...]]:
     if not getattr(draws.guide, "has_density", True):
         return Status.UNRELIABLE_WEIGHTS, (
             "a point estimate has no spread: its means are values at a mode, its sds are zero",
@@ -190,4 +190,10 @@ def _judgement(draws: WeightedDraws) -> tuple[Status, tuple[str, ...]]:
         )
     if not draws.is_trusted:
         return Status.UNRELIABLE_WEIGHTS, (draws.fault,)
+    heavy = heavy_squares(draws.x, draws.weights).tolist()
+    if any(heavy):
+        which = ", ".join(name for name, bad in zip(names, heavy, strict=True) if bad)
+        return Status.INFINITE_VARIANCE, (
+            f"the squares of {which} seem to have no mean: no standard deviation is known",
+        )
     return Status.OK, ()

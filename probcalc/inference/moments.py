@@ -132,7 +132,7 @@ def weighted_moments(
         excess = squares_of_linear - control.covariance.diagonal() / weights.shape[0]
     parts, scale = sums - share * plain, plain + mean.value.square()
     variance = _controlled(plain, parts, excess, scale, confidence, unseen)
-    error = torch.where(_are_heavy(weights[..., None] * square), math.inf, variance.error)
+    error = torch.where(heavy_terms(weights[..., None] * square), math.inf, variance.error)
     return mean, _root(replace(variance, error=error))
 
 
@@ -257,7 +257,14 @@ def _controlled(
     return Estimate(value, error, std_error, float(r - 1), confidence)
 
 
-def _are_heavy(terms: Float[Tensor, "r n p"]) -> Bool[Tensor, " p"]:
+def heavy_squares(x: Float[Tensor, "r n p"], weights: Float[Tensor, "r n"]) -> Bool[Tensor, " p"]:
+    """Which columns seem to have no variance: their standard deviation has no bar."""
+    w = weights[:, None]
+    square = (x - (w @ x).sum(dim=0)).square_()
+    return heavy_terms(square.mul_(weights[..., None]))
+
+
+def heavy_terms(terms: Float[Tensor, "r n p"]) -> Bool[Tensor, " p"]:
     """Which columns of terms have a tail that no bar can hold."""
     limit = khat_limit(terms[..., 0].numel())
     khat = pareto_khat(terms.flatten(0, 1).mT.log())

@@ -144,6 +144,17 @@ def test_what_cannot_be_trusted_is_flagged(name: str):
     assert p.status.advice
 
 
+def test_a_posterior_without_a_variance_says_so():
+    """Lomax of index 1.3: mean 10/3, no variance."""
+    lomax = Target.from_function(
+        lambda v: -2.3 * torch.log1p(v["x"]), {"x": ()}, {"x": constraints.positive}
+    )
+    with pytest.warns(EstimateWarning):
+        p = pc.fit(lomax, generator=seeded())
+    assert p.status & (Status.INFINITE_VARIANCE | Status.UNRELIABLE_WEIGHTS)
+    assert p.std["x"].error.isinf()
+
+
 @pytest.mark.parametrize("name", ["flat density", "growing density"])
 def test_improper_posteriors_are_called_so(name: str):
     p = flagged(HARD[name]())

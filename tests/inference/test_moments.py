@@ -6,6 +6,7 @@ from laws import assert_covers
 from torch import Tensor
 
 from probcalc.inference.moments import (
+    heavy_squares,
     kept_unless_moved,
     weighted_covariance,
     weighted_mean,
@@ -80,3 +81,16 @@ def test_a_correction_inside_its_noise_is_left_out():
     assert moved.tolist() == [False, False, True]
     torch.testing.assert_close(kept.value, torch.tensor([1.0, 1.05, 2.0], dtype=F64))
     torch.testing.assert_close(kept.error, torch.tensor([0.12, 0.1, 0.1], dtype=F64))
+
+
+def test_squares_without_a_mean_are_told_from_those_with_one(generator: torch.Generator):
+    """Pareto draws of index 1.2 have a mean and no variance; normal ones have both."""
+    shape = (16, 2048)
+    uniform = torch.rand(shape, generator=generator, dtype=F64)
+    x = torch.stack(
+        [uniform.pow(-1 / 1.2), torch.randn(shape, generator=generator, dtype=F64)], -1
+    )
+    w = torch.full(shape, 1 / uniform.numel(), dtype=F64)
+    assert heavy_squares(x, w).tolist() == [True, False]
+    std = weighted_moments(x, w, 0.99)[1]
+    assert std.error.isinf().tolist() == [True, False]
