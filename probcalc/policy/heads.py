@@ -28,9 +28,15 @@ class CategoricalHead:
     num: int
 
     def draw(self, outputs: Float[Tensor, "n k"], generator: torch.Generator) -> Tensor:
-        """Actions ``(n)``: the least of exponential waiting times with rates π."""
+        """Actions ``(n)``: the least of exponential waiting times with rates π.
+
+        Of two choices the second where a logistic variate is below the difference of logits.
+        """
+        if self.num == 2:
+            u = torch.empty_like(outputs[:, 0]).uniform_(generator=generator)
+            return (u.logit() < outputs[:, 1] - outputs[:, 0]).long()
         waits = torch.empty_like(outputs).exponential_(generator=generator)
-        return (outputs.softmax(dim=-1) / waits).argmax(dim=-1)
+        return (outputs - waits.log()).argmax(dim=-1)
 
     def best(self, outputs: Float[Tensor, "n k"]) -> Tensor:
         """The most probable actions."""
