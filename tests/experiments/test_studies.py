@@ -64,7 +64,7 @@ def test_the_ring_is_found_from_four_of_five_seeds():
     """All eight modes, and 55 per cent of samples near one.
 
     Measured: 8 modes from every seed of 0 … 4, and 90.8, 90.8, 88.9, 91.1 and 88.8 per cent, in
-    22 to 38 seconds each on one core that is shared.
+    24 to 68 seconds each on one core that is shared.
     """
     experiment = load("gan_ring")
     studies = [

@@ -31,10 +31,11 @@ def test_heads_are_the_distributions_of_torch(kind: str):
     assert bool((head.entropy(outputs) <= head.most_entropy).all())
 
 
-def test_choices_are_drawn_by_their_probabilities(request):
-    head, outputs, dist = pair("choices", 0)
+@pytest.mark.parametrize("num", [2, 4])
+def test_choices_are_drawn_by_their_probabilities(num: int, request):
+    outputs = torch.randn(num, generator=laws.generator(3))
     g = laws.generator(request.config.option.base_seed)
-    drawn = head.draw(outputs[:1].expand(400_000, 4), g)
-    counts = torch.bincount(drawn, minlength=4) / 400_000
-    p = dist.probs[0]
+    drawn = CategoricalHead(num).draw(outputs.expand(400_000, num), g)
+    counts = torch.bincount(drawn, minlength=num) / 400_000
+    p = outputs.softmax(dim=0)
     assert bool(((counts - p).abs() < 5.4 * (p * (1 - p) / 400_000).sqrt()).all())
