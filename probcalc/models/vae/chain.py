@@ -73,7 +73,6 @@ class Chain(nn.Module):
         priors: From these to that level's prior.
         top: Prior of the last level.
         decoder: From the first level's draws to the likelihood's numbers.
-        bias: Added to them.
         extra: The likelihood's own parameters.
         likelihood: Of pixels.
         merge: `Ladder()` or `TopDown()`.
@@ -92,7 +91,6 @@ class Chain(nn.Module):
         priors: Sequence[nn.Module],
         top: nn.Module,
         decoder: nn.Module,
-        bias: Tensor | None,
         extra: dict[str, Tensor],
         likelihood: Likelihood,
         merge: Any,
@@ -103,7 +101,6 @@ class Chain(nn.Module):
         self.bodies, self.heads = nn.ModuleList(bodies), nn.ModuleList(heads)
         self.downs, self.priors = nn.ModuleList(downs), nn.ModuleList(priors)
         self.top, self.decoder = top, decoder
-        self.bias = None if bias is None else nn.Parameter(bias.clone())
         self.extra = nn.ParameterDict({k: nn.Parameter(t.clone()) for k, t in extra.items()})
         self.likelihood, self.merge, self.dims = likelihood, merge, dims
         self.latents = latents
@@ -164,8 +161,7 @@ class Chain(nn.Module):
         if condition is not None:
             repeated = condition[:, None].expand(n, k, -1).reshape(n * k, -1)
             first = torch.cat([first, repeated], dim=1)
-        out = self.decoder(first).reshape(n, k, self.likelihood.num_outputs, -1)
-        return out if self.bias is None else out + self.bias
+        return self.decoder(first).reshape(n, k, self.likelihood.num_outputs, -1)
 
     def bound(
         self,

@@ -193,13 +193,11 @@ class VAE(Generative[VAEFit]):
             is_last = i == len(dims) - 1
             fan_in = width if is_last else self.merge.width(width, below)
             heads.append(nn.Identity() if own else nn.Linear(fan_in, numbers * d))
-        bias = None
+        code = size * dims[0] + condition
         if isinstance(self.decoder, nn.Module):
-            decoder = self._own_decoder(size * dims[0] + condition, event, x)
+            decoder = self._own_decoder(code, event, x)
         else:
-            code = size * dims[0] + condition
-            decoder = self.decoder.decoder(code, self.likelihood.num_outputs, event)
-            bias = self.likelihood.start(flat)
+            decoder = self.decoder.decoder(code, event, self.likelihood.start(flat))
         return Chain(
             bodies,
             heads,
@@ -207,7 +205,6 @@ class VAE(Generative[VAEFit]):
             priors,
             self._top(x, seed),
             decoder,
-            bias,
             self.likelihood.extra(flat),
             self.likelihood,
             self.merge,

@@ -34,12 +34,12 @@ class Perceptron:
         widths = (math.prod(event) + condition, *self.hidden)
         return nn.Sequential(nn.Flatten(), *self._layers(widths)), widths[-1]
 
-    def decoder(self, dim: int, num_outputs: int, event: tuple[int, ...]) -> nn.Module:
-        """From latents and conditions to numbers of pixels."""
+    def decoder(self, dim: int, event: tuple[int, ...], start: Float[Tensor, "k p"]) -> nn.Module:
+        """From latents and conditions to the k numbers of every pixel, at first near `start`."""
         widths = (dim, *self.hidden)
-        # without bias: the likelihood's start is added to the outputs
-        last = nn.Linear(widths[-1], num_outputs * math.prod(event), bias=False)
-        shaped = nn.Unflatten(1, (num_outputs, *event))
+        last = nn.Linear(widths[-1], start.numel())
+        last.bias.data.copy_(start.flatten())
+        shaped = nn.Unflatten(1, (len(start), *event))
         return nn.Sequential(*self._layers(widths), last, shaped)
 
     def features(self, dim: int) -> tuple[nn.Module, int]:
@@ -85,8 +85,8 @@ class Convolutional:
         body = nn.Sequential(*layers, nn.Flatten())
         return _Conditioned(body, flat, condition, self.hidden, self.activation()), self.hidden
 
-    def decoder(self, dim: int, num_outputs: int, event: tuple[int, ...]) -> nn.Module:
-        """From latents and conditions to numbers of pixels.
+    def decoder(self, dim: int, event: tuple[int, ...], start: Float[Tensor, "k p"]) -> nn.Module:
+        """From latents and conditions to the k numbers of every pixel, at first near `start`.
 
         Raises:
             ValueError: If rows are no images, or too small for so many layers.
@@ -102,7 +102,7 @@ class Convolutional:
             self.activation(),
             nn.Unflatten(1, (first, h, w)),
         ]
-        outs = (*reversed(self.channels[:-1]), c * num_outputs)
+        outs = (*reversed(self.channels[:-1]), c * len(start))
         fan_in = first
         for fan_out, small, large in zip(outs, sizes[::-1], sizes[-2::-1], strict=False):
             # an odd size needs no padding to be met, an even one a row and a column
@@ -112,7 +112,7 @@ class Convolutional:
             )
             layers.append(self.activation())
             fan_in = fan_out
-        return nn.Sequential(*layers[:-1], _AsOutputs(num_outputs, event))
+        return nn.Sequential(*layers[:-1], _AsOutputs(event, start))
 
     def features(self, dim: int) -> tuple[nn.Module, int]:
         """Between two levels of latents."""
@@ -143,14 +143,14 @@ class _AsImage(nn.Module):
 
 
 class _AsOutputs(nn.Module):
-    """Channels to numbers by channel: ``(n, k c, h, w)`` to ``(n, k, *event)``."""
+    """Channels to numbers by channel, ``(n, k c, h, w)`` to ``(n, k, *event)``; their start."""
 
-    def __init__(self, num_outputs: int, event: tuple[int, ...]) -> None:
+    def __init__(self, event: tuple[int, ...], start: Float[Tensor, "k p"]) -> None:
         super().__init__()
-        self.shape = (num_outputs, *event)
+        self.start = nn.Parameter(start.reshape(-1, *event).clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(len(x), *self.shape)
+        return x.reshape(len(x), *self.start.shape) + self.start
 
 
 class _Conditioned(nn.Module):

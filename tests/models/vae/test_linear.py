@@ -31,7 +31,7 @@ def test_linear_model_reaches_principal_components():
         schedule=pc.CosineSchedule(STEPS),
         generator=torch.Generator().manual_seed(0),
     )
-    W, b = fit.chain.decoder[0].weight.double(), fit.chain.bias[0].double()
+    W, b = fit.chain.decoder[0].weight.double(), fit.chain.decoder[0].bias.double()
     variance = (2 * fit.chain.extra["log_scale"].double()).exp()
     marginal = MultivariateNormal(b, W @ W.T + variance * torch.eye(64, dtype=torch.float64))
     found = float(marginal.log_prob(x.double()).mean())

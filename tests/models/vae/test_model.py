@@ -96,7 +96,7 @@ def test_importance_weights_find_the_evidence_above_the_bound(name: str):
 
 def exact_linear(chain: Chain, x: Tensor) -> tuple[Tensor, Tensor]:
     """ln p(x) of rows, and KL(q(z|x) ‖ p(z|x)), where the decoder is linear."""
-    W, b = chain.decoder[0].weight, chain.bias[0]
+    W, b = chain.decoder[0].weight, chain.decoder[0].bias
     variance = (2 * chain.extra["log_scale"]).exp()
     eye = torch.eye(len(b), **F64)
     marginal = torch.distributions.MultivariateNormal(b, W @ W.T + variance * eye)
@@ -210,7 +210,7 @@ def test_own_modules_are_copied_and_trained():
     fit = VAE(3, encoder=encoder, decoder=decoder).fit(STRIPES, **QUICK, generator=seed())
     assert torch.equal(encoder[1].weight, before)
     assert not torch.equal(fit.chain.bodies[0][1].weight, before)
-    assert fit.chain.bias is None
+    assert [name for name, _ in fit.chain.decoder.named_parameters()] == ["0.weight", "0.bias"]
     wide = nn.Sequential(nn.Flatten(), nn.Linear(36, 10))
     assert VAE(3, encoder=wide).fit(STRIPES, **QUICK, generator=seed()).ok
 
