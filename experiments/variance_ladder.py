@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from probcalc._random import child, draw_seed
 from probcalc.experiment import require_positive
@@ -28,6 +28,7 @@ from probcalc.policy import (
     World,
 )
 from probcalc.policy.ladder import Rung, variance_ladder
+from probcalc.policy.networks import QuadraticCritic
 from probcalc.policy.rollout import episodes
 from probcalc.reporting.policy_plots import plot_ladder
 from probcalc.reporting.study import Finding, Study, at_least
@@ -42,24 +43,6 @@ RUNGS = {
     "GAE(0.95)": GAE(0.95, whiten=False),
 }
 WANTED = {"reward-to-go": 4.0, "critic": 7.0}
-
-
-class Quadratic(nn.Module):
-    """1, the state, and products of its entries, weighted."""
-
-    def __init__(self, weight: Tensor | None = None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(15) if weight is None else weight)
-
-    @staticmethod
-    def features(x: Tensor) -> Tensor:
-        """Columns of the regression."""
-        i, j = torch.triu_indices(4, 4)
-        return torch.cat([torch.ones_like(x[:, :1]), x, x[:, i] * x[:, j]], dim=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Values."""
-        return self.features(x) @ self.weight
 
 
 @dataclass(frozen=True)
@@ -84,14 +67,11 @@ def ladder(num_episodes: int, generator: torch.Generator | None) -> list[Rung]:
     with torch.no_grad():
         actor.weight.copy_(torch.tensor([[0.0] * 4, [0.0, 0.0, SLOPE, SLOPE]]))
     world = World(CartPole(), num_episodes)
-    trainer = Reinforce(world, weights=RUNGS["critic"], actor=actor, critic=Quadratic())
+    trainer = Reinforce(world, weights=RUNGS["critic"], actor=actor, critic=QuadraticCritic(4))
     policy = trainer.built(world, 0)
     others = episodes(policy, world, child(seed, 0))
     togo = RewardToGo(NoBaseline()).of(others, 1.0, None).weights
-    rows = Quadratic.features(others.observations[others.valid]).double()
-    fitted = torch.linalg.lstsq(rows, togo[others.valid].double()[:, None]).solution
-    with torch.no_grad():
-        policy.critic.weight.copy_(fitted[:, 0])
+    policy.critic.fit(others.observations[others.valid], togo[others.valid])
     return variance_ladder(policy, world, RUNGS, generator=child(seed, 1))
 
 

@@ -68,6 +68,33 @@ class Perceptron(nn.Module):
         return made
 
 
+class QuadraticCritic(nn.Module):
+    """A value that is quadratic in the entries of the state, fitted by least squares.
+
+    Args:
+        size: Entries.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1 + size + size * (size + 1) // 2))
+
+    def forward(self, x: Float[Tensor, "n i"]) -> Float[Tensor, " n"]:
+        """Values."""
+        return self._terms(x) @ self.weight
+
+    @torch.no_grad()
+    def fit(self, x: Float[Tensor, "n i"], values: Float[Tensor, " n"]) -> None:
+        """Take the weights of least squares, found in float64."""
+        rows = self._terms(x.double())
+        self.weight.copy_(torch.linalg.lstsq(rows, values.double()[:, None]).solution[:, 0])
+
+    @staticmethod
+    def _terms(x: Tensor) -> Tensor:
+        i, j = torch.triu_indices(x.shape[1], x.shape[1], device=x.device)
+        return torch.cat([torch.ones_like(x[:, :1]), x, x[:, i] * x[:, j]], dim=1)
+
+
 class ActorCritic(nn.Module):
     """Outputs of the policy, values of the critic.
 

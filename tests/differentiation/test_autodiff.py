@@ -161,6 +161,7 @@ def test_critical_points(fn: Callable, kind: str):
         torch.testing.assert_close(found.eigenvalues, torch.tensor([-18.0, -8.0, -2.0]).double())
 
 
+@pytest.mark.slow
 def test_large_problems_have_the_ends_of_their_spectrum():
     size = torch.linspace(1, 300, 1200, dtype=torch.float64)
     found = pc.classify_critical_point(lambda x: 0.5 * (size * x * x).sum(), 0 * size)

@@ -151,6 +151,7 @@ COVERED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fn", "dist", "exact"), COVERED.values(), ids=COVERED.keys())
 def test_intervals_cover(fn, dist, exact: float):
     hits = []

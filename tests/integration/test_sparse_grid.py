@@ -135,6 +135,7 @@ def test_smooth_functions_get_sharp_bars(fn, d: int, exact, gain: float, generat
     assert float(result.error) * gain <= 1.6 * plain
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::probcalc.EstimateWarning")
 def test_intervals_cover():
     """Those that are not refused: from few terms a tail may look heavy that is not."""

@@ -54,6 +54,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 @pytest.mark.filterwarnings("ignore::probcalc.EstimateWarning")
 def test_intervals_cover(method):
@@ -213,6 +214,7 @@ def test_denominators_near_zero_are_flagged(generator: torch.Generator):
     assert Status.DIVERGENT in result.flags
 
 
+@pytest.mark.slow
 def test_ratios_cover():
     hits = []
     for seed in range(700):
@@ -272,6 +274,7 @@ def test_rare_events_by_vegas(generator: torch.Generator):
     assert float(result.error) <= 0.3 * exact
 
 
+@pytest.mark.slow
 def test_looks_share_the_confidence():
     """Plain draws until a tolerance is met: the bar still covers."""
     hits, spent = [], set()

@@ -8,6 +8,7 @@ import torch
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
 from probcalc.policy.heads import CategoricalHead, NormalHead
+from probcalc.policy.networks import QuadraticCritic
 
 
 def pair(kind: str, seed: int):
@@ -39,3 +40,10 @@ def test_choices_are_drawn_by_their_probabilities(num: int, request):
     counts = torch.bincount(drawn, minlength=num) / 400_000
     p = outputs.softmax(dim=0)
     assert bool(((counts - p).abs() < 5.4 * (p * (1 - p) / 400_000).sqrt()).all())
+
+
+def test_a_quadratic_critic_finds_a_quadratic():
+    critic, x = QuadraticCritic(3), torch.randn(50, 3, generator=laws.generator(4))
+    values = 2 - x[:, 0] + 3 * x[:, 1] * x[:, 2]
+    critic.fit(x, values)
+    torch.testing.assert_close(critic(x).detach(), values)
