@@ -194,6 +194,6 @@ def _judgement(draws: WeightedDraws, names: tuple[str, ...]) -> tuple[Status, tu
     if any(heavy):
         which = ", ".join(name for name, bad in zip(names, heavy, strict=True) if bad)
         return Status.INFINITE_VARIANCE, (
-            f"the squares of {which} seem to have no mean: no standard deviation is known",
+            f"the squares of {which} have too heavy a tail: no standard deviation is known",
         )
     return Status.OK, ()

@@ -97,7 +97,7 @@ def linear_response(
     )
     has_minimum = all(good for _, good in found)
     error = bar.error if has_minimum else torch.full_like(out, math.inf)
-    inherited = posterior.status & ~Status.UNRELIABLE_WEIGHTS
+    inherited = posterior.status & ~(Status.UNRELIABLE_WEIGHTS | Status.INFINITE_VARIANCE)
     flags = inherited | (Status.OK if has_minimum else Status.INDEFINITE)
     return Estimate(
         bar.value,
