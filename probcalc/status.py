@@ -57,8 +57,8 @@ _ADVICE = {
     ),
     Status.DIVERGENT: "The integral looks infinite: check the tails and the singular points.",
     Status.INFINITE_VARIANCE: (
-        "A variance is not finite, so what rests on it (an error bar, a standard deviation) means "
-        "nothing: use quantiles, or change the proposal or the integrand's tails."
+        "The terms of the mean have no finite variance, so the error bar means nothing: "
+        "change the proposal or the integrand's tails."
     ),
     Status.NON_FINITE: (
         "Not-a-number or infinite values were met: of random methods, `diagnostics` has their "

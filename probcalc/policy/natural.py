@@ -31,6 +31,9 @@ from probcalc.policy.losses import (
 from probcalc.policy.networks import ActorCritic
 from probcalc.training.gradients import LossAndGradients
 
+_BEYOND = 1.5  # times the KL asked for, up to which a step is taken as it is
+_HALVINGS = 8
+
 
 @dataclass(frozen=True)
 class NaturalGradient:
@@ -108,7 +111,30 @@ class NaturalGradient:
         d = conjugate_gradients(product, g, self.damping, self.iterations)
         size = sum((a * b).sum() for a, b in zip(d, product(d), strict=True))
         scale = (2 * self.max_kl / size.clamp(min=1e-12)).sqrt()
-        return [scale * t for t in d]
+        return self._allowed(policy, params, [scale * t for t in d], x, valid, new.detach())
+
+    @torch.no_grad()
+    def _allowed(
+        self,
+        policy: ActorCritic,
+        params: list[nn.Parameter],
+        step: list[Tensor],
+        x: Tensor,
+        valid: Tensor,
+        old: Tensor,
+    ) -> list[Tensor]:
+        """Halved until the KL is about what was asked for: its quadratic part can mislead."""
+        kept = [p.clone() for p in params]
+        for _ in range(_HALVINGS):
+            for p, at, t in zip(params, kept, step, strict=True):
+                p.copy_(at - t)
+            kl = float(mean_of(policy.head.kl(old, policy.outputs(x)), valid))
+            if kl <= _BEYOND * self.max_kl:
+                break
+            step = [0.5 * t for t in step]
+        for p, at in zip(params, kept, strict=True):
+            p.copy_(at)
+        return step
 
     def _solved(
         self,

@@ -103,8 +103,7 @@ def test_every_update_learns_to_balance(update):
 def test_a_natural_step_changes_the_policy_by_its_kl():
     trainer = dataclasses.replace(SMALL, update=NaturalGradient(0.01, damping=1e-4), anneals=False)
     fit = trainer.train(16 * 32 * 2, generator=laws.generator(0))
-    assert fit.training.history[1]["kl"] == pytest.approx(0.01, rel=0.9)
-    assert 0 < fit.training.history[1]["kl"] < 0.03
+    assert 0.003 < fit.training.history[1]["kl"] < 0.0151
 
 
 RESUMED = {
