@@ -60,6 +60,7 @@ def test_claims_hold(name: str, knobs: dict):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_ring_is_found_from_four_of_five_seeds():
     """All eight modes, and 55 per cent of samples near one.
 

@@ -164,6 +164,7 @@ def test_the_real_images_are_read(mnist: Path):
     assert len(labels.unique()) == 10
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.slow
 def test_the_claim_holds(mnist: Path):
     experiment = load("vae_mnist")
